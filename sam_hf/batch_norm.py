@@ -1,0 +1,49 @@
+"""
+BatchNorm's running statistics in passes that must not move them.
+
+Statistics are saved and copied back rather than switched off through `momentum` or `track_running_stats`: that works for
+every subclass, leaves `num_batches_tracked` right and gives torch.compile nothing to recompile for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+def normalisation_with_statistics(model: nn.Module) -> list[nn.Module]:
+    """The modules that keep running statistics: BatchNorm, SyncBatchNorm, InstanceNorm that tracks, their subclasses."""
+    return [m for m in model.modules() if isinstance(getattr(m, "running_mean", None), torch.Tensor)]
+
+
+@contextmanager
+def statistics_held(model: nn.Module) -> Iterator[None]:
+    """Passes inside normalise with batch statistics as ever, and leave the running ones as they were."""
+    buffers = [b for m in normalisation_with_statistics(model) for b in m.buffers(recurse=False)]
+    saved = [b.clone() for b in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, saved, strict=True):
+                buffer.copy_(value)
+
+
+@contextmanager
+def statistics_frozen(model: nn.Module) -> Iterator[None]:
+    """Passes inside normalise with the running statistics, as in evaluation, and do not move them."""
+    modules = normalisation_with_statistics(model)
+    was_training = [m.training for m in modules]
+    for module in modules:
+        module.eval()
+        # Trainer's training_step calls model.train(), which reaches every module through its own `train`
+        module.train = lambda mode=True, module=module: module  # type: ignore[method-assign,misc,assignment]
+    try:
+        yield
+    finally:
+        for module, training in zip(modules, was_training, strict=True):
+            del module.train
+            module.train(training)

@@ -1,0 +1,71 @@
+"""Gradients set aside and given back, and whether a backward pass reduces them over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+try:
+    from torch.distributed.fsdp import FSDPModule
+except ImportError:  # a torch built without distributed
+    FSDPModule = ()  # type: ignore[assignment,misc]
+
+
+def take_gradients(parameters: Iterable[Tensor]) -> dict[Tensor, Tensor]:
+    """Set aside the gradients accumulated so far, by reference; the next backward pass starts from none."""
+    taken = {p: p.grad for p in parameters if p.grad is not None}
+    for parameter in taken:
+        parameter.grad = None
+    return taken
+
+
+def give_gradients_back(parameters: Iterable[Tensor], taken: dict[Tensor, Tensor]) -> None:
+    """Undo `take_gradients`; what the parameters gathered since is dropped."""
+    for parameter in parameters:
+        parameter.grad = taken.get(parameter)
+
+
+def dense(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Sparse gradients (`nn.Embedding(sparse=True)`) as dense tensors: ε is applied to whole weights."""
+    return [g.to_dense() if g.is_sparse else g for g in gradients]
+
+
+def is_fsdp(model: nn.Module) -> bool:
+    """Sharded with FSDP2: a gradient exists only once it has been reduced over processes."""
+    return isinstance(_uncompiled(model), FSDPModule)
+
+
+@contextmanager
+def gradient_sync(model: nn.Module, enabled: bool, outer: bool) -> Iterator[None]:
+    """
+    Passes inside reduce gradients over processes, or do not, whatever `no_sync` they stand in.
+
+    `no_sync` can only switch the reduction off; a perturbation that is synchronised needs it on in the middle of an
+    accumulation window too. Nothing to do for a model in one process.
+
+    Args:
+        enabled (`bool`): reduce gradients in the passes inside.
+        outer (`bool`): what holds around this scope; FSDP2 has no way to ask.
+    """
+    module = _uncompiled(model)
+    if isinstance(module, DistributedDataParallel):
+        before, module.require_backward_grad_sync = module.require_backward_grad_sync, enabled
+        try:
+            yield
+        finally:
+            module.require_backward_grad_sync = before
+    elif isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(enabled)
+        try:
+            yield
+        finally:
+            module.set_requires_gradient_sync(outer)
+    else:
+        yield
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    return getattr(model, "_orig_mod", model)

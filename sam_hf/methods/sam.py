@@ -1,0 +1,30 @@
+r"""
+SAM (Foret, Kleiner, Mobahi, Neyshabur: "Sharpness-Aware Minimization for Efficiently Improving Generalization",
+ICLR 2021, arXiv 2010.01412).
+
+    min_w max_{‖ε‖_p ≤ ρ} L(w + ε)
+
+ε̂ = ρ · sign(g) |g|^{q−1} / (‖g‖_q^q)^{1/p} with g = ∇L(w), 1/p + 1/q = 1 (equation 2; for p = 2, ρ g/‖g‖₂), and the
+base optimizer gets ∇L(w + ε̂) (equation 3, second-order terms dropped). Default ρ: 0.05 (section 3.1).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .base import Ascent, Method, dual_direction
+
+
+class SAM(Method):
+    name = "sam"
+    paper = "https://arxiv.org/abs/2010.01412"
+    citation = """@inproceedings{foret2021sharpnessaware,
+  title={Sharpness-Aware Minimization for Efficiently Improving Generalization},
+  author={Pierre Foret and Ariel Kleiner and Hossein Mobahi and Behnam Neyshabur},
+  booktitle={International Conference on Learning Representations},
+  year={2021}
+}"""
+    default_rho = 0.05
+
+    def ascent(self, grads: list[Tensor], weights: list[Tensor]) -> Ascent:
+        return dual_direction(grads, self.p)

@@ -1,0 +1,56 @@
+"""A micro-batch cut along its examples."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def first_dimension(batch: Mapping[str, Any]) -> int:
+    """
+    The number of examples of a micro-batch: the first dimension of every tensor in it.
+
+    Raises:
+        ValueError: two tensors disagree (packed sequences, image patches): such inputs cannot be cut into examples.
+    """
+    examples, first_key = None, None
+    for key, tensor in _tensors(batch):
+        if examples is None:
+            examples, first_key = tensor.shape[0], key
+        elif tensor.shape[0] != examples:
+            raise ValueError(
+                f"sam_m cannot cut this batch into examples: the first dimension of {key!r} is {tensor.shape[0]}, that "
+                f"of {first_key!r} is {examples}. Give a sam_m that is a multiple of per_device_train_batch_size."
+            )
+    if examples is None:
+        raise ValueError("sam_m cannot cut this batch into examples: it holds no tensor with a first dimension.")
+    return examples
+
+
+def slice_examples(batch: Mapping[str, Any], start: int, stop: int) -> Mapping[str, Any]:
+    """The examples `start` to `stop` of a micro-batch, of the same type. Tensors are views; the rest is kept whole."""
+    part = copy.copy(batch)
+    for key, value in batch.items():
+        if isinstance(value, Mapping):
+            part[key] = slice_examples(value, start, stop)  # type: ignore[index]
+        elif isinstance(value, Tensor) and value.dim() > 0:
+            part[key] = value[start:stop]  # type: ignore[index]
+        elif isinstance(value, (list, tuple)):
+            part[key] = value[start:stop]  # type: ignore[index]
+    return part
+
+
+def _tensors(batch: Mapping[str, Any], prefix: str = ""):
+    for key, value in batch.items():
+        if isinstance(value, Mapping):
+            yield from _tensors(value, f"{prefix}{key}.")
+        elif isinstance(value, (list, tuple)) and value and isinstance(value[0], Tensor):
+            raise ValueError(
+                f"sam_m cannot cut this batch into examples: {prefix}{key!r} is a list of tensors. Give a sam_m that "
+                "is a multiple of per_device_train_batch_size."
+            )
+        elif isinstance(value, Tensor) and value.dim() > 0:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,257 @@
+"""
+The passes over one accumulation window: which examples share a perturbation, and in which order they are passed over.
+
+Trainer hands its micro-batches over one by one. Each belongs to a *group* of m examples that share one ε. A group's
+pieces (whole micro-batches, or slices of one where m is smaller) are passed over at w as they come; with the last of
+them, ε is known, the weights move to w + ε, the pieces are passed over again and the weights come back:
+
+    m = None, 3 micro-batches    a₁ │ a₂ │ a₃ +ε d₁ d₂ d₃ −ε
+    m = one micro-batch          a₁ +ε d₁ −ε │ a₂ +ε d₂ −ε │ a₃ +ε d₃ −ε
+
+aᵢ: ascent pass, dᵢ: descent pass, │: back to Trainer. Descent gradients accumulate in `p.grad` as plain ones would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .batch_norm import statistics_held
+from .gradients import dense, give_gradients_back, gradient_sync, is_fsdp, take_gradients
+from .methods import Method
+from .perturbation import Perturbation
+from .rng import RandomState
+from .rounding import StochasticRounding
+from .running_means import RunningMeans
+from .slices import first_dimension, slice_examples
+
+
+@dataclass
+class Piece:
+    """
+    What one pass covers: a micro-batch, or a slice of its examples.
+
+    Attributes:
+        whole: the micro-batch it is of; `None` if it is all of it.
+        ends_group: the last piece at w before ε is made.
+        ends_window: the last piece of the window, whose descent pass reduces gradients over processes.
+        random: the generators as the first pass over this piece found them.
+    """
+
+    inputs: Mapping[str, Any]
+    whole: Mapping[str, Any] | None = None
+    ends_group: bool = False
+    ends_window: bool = False
+    random: RandomState | None = None
+
+
+@dataclass
+class Passes:
+    """
+    How passes are run. Everything the window needs to know of the trainer, the model and the arguments.
+
+    Attributes:
+        model: as prepared by accelerate: wrapped in DDP, sharded, compiled.
+        forward_backward: `(piece, first)` → detached loss; one forward and backward of Trainer's own that adds to
+            `p.grad`. `first`: no earlier pass covered these examples.
+        advance_random: `(micro-batch)` → draw the random numbers that one plain pass over it draws.
+        perturbed: the parameters that ε covers.
+        trained: those and every other parameter of the model with a gradient of its own.
+        loss_scale: the factor that fp16's scaler has put on the gradients, or `None`.
+    """
+
+    model: nn.Module
+    forward_backward: Callable[[Piece, bool], Tensor]
+    advance_random: Callable[[Mapping[str, Any]], None]
+    perturbed: Sequence[nn.Parameter]
+    trained: Sequence[nn.Parameter]
+    means: RunningMeans
+    random_devices: Sequence[torch.device] = ()
+    loss_scale: Callable[[], Tensor | None] = lambda: None
+    sync_perturbation: bool = False
+    sync_each_batch: bool = False
+    replay_random: bool = True
+    hold_statistics: bool = True
+    rounding: StochasticRounding | None = None
+
+
+@dataclass
+class Grouping:
+    """m as Trainer's batches see it: micro-batches a group, or examples a group where a group is part of one."""
+
+    micro_batches: int | None = None
+    examples: int | None = None
+
+    @classmethod
+    def of(cls, m: int | None, micro_batch: int, data_parallel: int = 1) -> Grouping:
+        """
+        Args:
+            m (`int`, *optional*): examples a device that share a perturbation; `None`: the whole window.
+            micro_batch (`int`): examples a device of one micro-batch.
+            data_parallel (`int`, *optional*, defaults to `1`): devices of `nn.DataParallel`; they share their weights,
+                so they share ε too.
+        """
+        if m is None:
+            return cls()
+        if m >= micro_batch:
+            return cls(micro_batches=m // micro_batch)
+        return cls(examples=m * data_parallel)
+
+
+@dataclass
+class _Totals:
+    """Sums over the window, for the metrics of one update."""
+
+    loss: Tensor | float = 0.0
+    perturbed_loss: Tensor | float = 0.0
+    skipped: list[Tensor] = field(default_factory=list)
+
+
+class Window:
+    """
+    One update.
+
+    Args:
+        size (`int`): micro-batches in the window.
+        method ([`~sam_hf.methods.Method`]): what ε is made of.
+        radius (`float`): ρ > 0 of this update.
+        steps (`int`): ascent steps k, each of radius ρ/k.
+        grouping (`Grouping`): what shares one perturbation.
+    """
+
+    def __init__(self, size: int, method: Method, radius: float, steps: int, grouping: Grouping):
+        self.size = size
+        self.method = method
+        self.radius = radius
+        self.steps = steps
+        self.grouping = grouping
+        self._position = 0
+        self._group: list[Piece] = []
+        self._accumulated: dict[Tensor, Tensor] = {}
+        self._totals = _Totals()
+
+    def step(self, passes: Passes, batch: Mapping[str, Any]) -> Tensor:
+        """
+        Take the next micro-batch, and every pass that it completes.
+
+        Returns:
+            `Tensor`: its loss at w, detached, as Trainer's own `training_step` would return it.
+        """
+        self._position += 1
+        ends_window = self._position == self.size
+        pieces = self._pieces(batch, ends_window)
+        start = RandomState(passes.random_devices) if passes.replay_random and len(pieces) > 1 else None
+        losses = []
+        for piece in pieces:
+            losses.append(self._ascent_pass(passes, piece))
+            if piece.ends_group:
+                self._finish_group(passes)
+        if start is not None and RandomState(passes.random_devices) != start:
+            # Slices draw other numbers than the micro-batch in one piece; what follows must not depend on m
+            start.restore()
+            with statistics_held(passes.model):
+                passes.advance_random(batch)
+        if ends_window:
+            self._report(passes.means)
+        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+
+    def _pieces(self, batch: Mapping[str, Any], ends_window: bool) -> list[Piece]:
+        size = self.grouping.examples
+        if size is not None:
+            total = first_dimension(batch)
+            if total > size:
+                slices = [slice_examples(batch, start, min(start + size, total)) for start in range(0, total, size)]
+                pieces = [Piece(part, whole=batch, ends_group=True) for part in slices]
+                pieces[-1].ends_window = ends_window
+                return pieces
+        per_group = 1 if size is not None else self.grouping.micro_batches
+        ends_group = ends_window or (per_group is not None and self._position % per_group == 0)
+        return [Piece(batch, ends_group=ends_group, ends_window=ends_window)]
+
+    def _ascent_pass(self, passes: Passes, piece: Piece) -> Tensor:
+        """The first pass over a piece, at w."""
+        if not self._group:
+            # What p.grad holds is no part of this group's gradient: earlier groups', or those of a window that an
+            # iterable dataset broke off
+            self._accumulated = take_gradients(passes.trained)
+        self._group.append(piece)
+        if passes.replay_random:
+            piece.random = RandomState(passes.random_devices)
+        with self._ascent_sync(passes, piece):
+            loss = passes.forward_backward(piece, True)
+        self._totals.loss = self._totals.loss + loss
+        return loss
+
+    def _finish_group(self, passes: Passes) -> None:
+        """From the group's ascent gradient to its descent gradient, added to what earlier groups left."""
+        pieces, self._group = self._group, []
+        with ExitStack() as stack:
+            if passes.replay_random:
+                stack.callback(RandomState(passes.random_devices).restore)
+            perturbation = stack.enter_context(
+                Perturbation(round_to=passes.rounding, keep_epsilon=self.steps > 1)
+            )
+            stack.enter_context(statistics_held(passes.model) if passes.hold_statistics else nullcontext())
+            for step in range(self.steps):
+                if step > 0:
+                    for piece in pieces:
+                        with _replayed(piece), self._ascent_sync(passes, piece):
+                            passes.forward_backward(piece, False)
+                self._perturb(passes, perturbation, first=step == 0)
+            give_gradients_back(passes.trained, self._accumulated)
+            self._accumulated = {}
+            for piece in pieces:
+                with _replayed(piece), self._descent_sync(passes, piece):
+                    loss = passes.forward_backward(piece, False)
+                self._totals.perturbed_loss = self._totals.perturbed_loss + loss
+        if perturbation.ratio is not None:
+            passes.means.add("sam_perturbation_ratio", perturbation.ratio)
+
+    def _perturb(self, passes: Passes, perturbation: Perturbation, first: bool) -> None:
+        gradients = take_gradients(passes.trained)
+        parameters = [p for p in passes.perturbed if p in gradients]
+        ascent = self.method.ascent(dense([gradients.pop(p) for p in parameters]), parameters)
+        if first:
+            self._totals.skipped.append(~ascent.finite)
+            scale = passes.loss_scale()
+            passes.means.add("sam_ascent_grad_norm", ascent.norm if scale is None else ascent.norm / scale)
+        perturbation.add(parameters, ascent, self.radius / self.steps)
+
+    @contextmanager
+    def _ascent_sync(self, passes: Passes, piece: Piece) -> Iterator[None]:
+        shared = passes.sync_perturbation or is_fsdp(passes.model)
+        enabled = shared and (piece.ends_group or passes.sync_each_batch)
+        with gradient_sync(passes.model, enabled, self._outer_sync(passes)):
+            yield
+
+    @contextmanager
+    def _descent_sync(self, passes: Passes, piece: Piece) -> Iterator[None]:
+        # FSDP2 keeps gradients that were not reduced where the next group's would be added to them
+        boundary = piece.ends_group and is_fsdp(passes.model)
+        enabled = piece.ends_window or boundary or passes.sync_each_batch
+        with gradient_sync(passes.model, enabled, self._outer_sync(passes)):
+            yield
+
+    def _outer_sync(self, passes: Passes) -> bool:
+        return self._position == self.size or passes.sync_each_batch
+
+    def _report(self, means: RunningMeans) -> None:
+        means.add("sam_rho", self.radius)
+        skipped = torch.stack(self._totals.skipped)
+        means.add("sam_skipped", skipped.double().mean())
+        # Where an ascent was skipped the "perturbed" loss is none: leave the update out of both means
+        blank = torch.where(skipped.any(), torch.nan, 0.0)
+        means.add("sam_perturbed_loss", self._totals.perturbed_loss + blank)
+        means.add("sam_sharpness", self._totals.perturbed_loss - self._totals.loss + blank)
+
+
+@contextmanager
+def _replayed(piece: Piece) -> Iterator[None]:
+    if piece.random is not None:
+        piece.random.restore()
+    yield
