@@ -24,8 +24,12 @@ _PUBLIC = {
 __all__ = [*_PUBLIC, "__version__"]
 
 if TYPE_CHECKING:
-    from .trainer import SAMMixin, SAMSeq2SeqTrainer, SAMTrainer
-    from .training_args import SAMArguments, SAMSeq2SeqTrainingArguments, SAMTrainingArguments
+    from .trainer import SAMMixin as SAMMixin
+    from .trainer import SAMSeq2SeqTrainer as SAMSeq2SeqTrainer
+    from .trainer import SAMTrainer as SAMTrainer
+    from .training_args import SAMArguments as SAMArguments
+    from .training_args import SAMSeq2SeqTrainingArguments as SAMSeq2SeqTrainingArguments
+    from .training_args import SAMTrainingArguments as SAMTrainingArguments
 
 
 def __getattr__(name: str):

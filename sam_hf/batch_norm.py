@@ -1,8 +1,8 @@
 """
 BatchNorm's running statistics in passes that must not move them.
 
-Statistics are saved and copied back rather than switched off through `momentum` or `track_running_stats`: that works for
-every subclass, leaves `num_batches_tracked` right and gives torch.compile nothing to recompile for.
+Statistics are saved and copied back rather than switched off through `momentum` or `track_running_stats`: that works
+for every subclass, leaves `num_batches_tracked` right and gives torch.compile nothing to recompile for.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 
 def normalisation_with_statistics(model: nn.Module) -> list[nn.Module]:
-    """The modules that keep running statistics: BatchNorm, SyncBatchNorm, InstanceNorm that tracks, their subclasses."""
+    """The modules that keep running statistics: BatchNorm, SyncBatchNorm, tracking InstanceNorm, their subclasses."""
     return [m for m in model.modules() if isinstance(getattr(m, "running_mean", None), torch.Tensor)]
 
 

@@ -2,7 +2,7 @@
 Norms and inner products over many tensors taken as one vector, in float32 or wider.
 
 Tensors may be DTensors (FSDP2, tensor parallelism): each is worked on through its local shard, and the sums are
-reduced over the mesh it is sharded on, so that every rank gets the norm of the whole vector and not that of its shards.
+reduced over the mesh it is sharded on, so that every rank gets the norm of the whole vector, not that of its shards.
 Tensors of several meshes, and plain ones beside them, may be mixed.
 """
 

@@ -28,8 +28,8 @@ class Perturbation:
     Args:
         round_to (`Callable`, *optional*): rounds a wide tensor to a low-precision dtype
             ([`~sam_hf.rounding.StochasticRounding`]); to the nearest by default.
-        keep_epsilon (`bool`, *optional*, defaults to `False`): keep ε of bf16 and fp16 weights in float32 between calls
-            of `add`, so that several ascent steps add up before they are rounded.
+        keep_epsilon (`bool`, *optional*, defaults to `False`): keep ε of bf16 and fp16 weights in float32 between
+            calls of `add`, so that several ascent steps add up before they are rounded.
 
     Attributes:
         ratio (`Tensor` or `None`): ⟨δ, ε⟩/⟨ε, ε⟩ over the bf16 and fp16 weights, δ = (w + ε as stored) − w: what

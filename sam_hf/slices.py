@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+_INSTEAD = "Give a sam_m that is a multiple of per_device_train_batch_size."
+
 
 def first_dimension(batch: Mapping[str, Any]) -> int:
     """
@@ -22,8 +24,8 @@ def first_dimension(batch: Mapping[str, Any]) -> int:
             examples, first_key = tensor.shape[0], key
         elif tensor.shape[0] != examples:
             raise ValueError(
-                f"sam_m cannot cut this batch into examples: the first dimension of {key!r} is {tensor.shape[0]}, that "
-                f"of {first_key!r} is {examples}. Give a sam_m that is a multiple of per_device_train_batch_size."
+                f"sam_m cannot cut this batch into examples: the first dimension of {key!r} is {tensor.shape[0]}, "
+                f"that of {first_key!r} is {examples}. {_INSTEAD}"
             )
     if examples is None:
         raise ValueError("sam_m cannot cut this batch into examples: it holds no tensor with a first dimension.")
@@ -32,14 +34,12 @@ def first_dimension(batch: Mapping[str, Any]) -> int:
 
 def slice_examples(batch: Mapping[str, Any], start: int, stop: int) -> Mapping[str, Any]:
     """The examples `start` to `stop` of a micro-batch, of the same type. Tensors are views; the rest is kept whole."""
-    part = copy.copy(batch)
+    part: Any = copy.copy(batch)
     for key, value in batch.items():
         if isinstance(value, Mapping):
-            part[key] = slice_examples(value, start, stop)  # type: ignore[index]
-        elif isinstance(value, Tensor) and value.dim() > 0:
-            part[key] = value[start:stop]  # type: ignore[index]
-        elif isinstance(value, (list, tuple)):
-            part[key] = value[start:stop]  # type: ignore[index]
+            part[key] = slice_examples(value, start, stop)
+        elif isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and value.dim() > 0):
+            part[key] = value[start:stop]
     return part
 
 
@@ -49,8 +49,7 @@ def _tensors(batch: Mapping[str, Any], prefix: str = ""):
             yield from _tensors(value, f"{prefix}{key}.")
         elif isinstance(value, (list, tuple)) and value and isinstance(value[0], Tensor):
             raise ValueError(
-                f"sam_m cannot cut this batch into examples: {prefix}{key!r} is a list of tensors. Give a sam_m that "
-                "is a multiple of per_device_train_batch_size."
+                f"sam_m cannot cut this batch into examples: {prefix}{key!r} is a list of tensors. {_INSTEAD}"
             )
         elif isinstance(value, Tensor) and value.dim() > 0:
             yield f"{prefix}{key}", value

@@ -50,7 +50,7 @@ class SAMArguments:
             resolution acts in expectation.
 
     Raises:
-        ValueError: a field has a value that it cannot take; the message names the field, the value and what is allowed.
+        ValueError: a field has a value that it cannot take; the message names field, value and what is allowed.
     """
 
     sam_method: str = field(

@@ -13,8 +13,8 @@ aᵢ: ascent pass, dᵢ: descent pass, │: back to Trainer. Descent gradients a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,10 @@ class Piece:
     ends_window: bool = False
     random: RandomState | None = None
 
+    def replay_random(self) -> None:
+        if self.random is not None:
+            self.random.restore()
+
 
 @dataclass
 class Passes:
@@ -67,7 +71,7 @@ class Passes:
 
     model: nn.Module
     forward_backward: Callable[[Piece, bool], Tensor]
-    advance_random: Callable[[Mapping[str, Any]], None]
+    advance_random: Callable[[Mapping[str, Any]], Any]
     perturbed: Sequence[nn.Parameter]
     trained: Sequence[nn.Parameter]
     means: RunningMeans
@@ -77,7 +81,6 @@ class Passes:
     sync_each_batch: bool = False
     replay_random: bool = True
     hold_statistics: bool = True
-    rounding: StochasticRounding | None = None
 
 
 @dataclass
@@ -118,22 +121,42 @@ class Window:
 
     Args:
         size (`int`): micro-batches in the window.
-        method ([`~sam_hf.methods.Method`]): what ε is made of.
-        radius (`float`): ρ > 0 of this update.
+        method ([`~sam_hf.methods.Method`], *optional*): what ε is made of; `None` only where `radius` is 0.
+        radius (`float`): ρ of this update; 0: a plain one, which the window has no part in.
         steps (`int`): ascent steps k, each of radius ρ/k.
         grouping (`Grouping`): what shares one perturbation.
+        rounding ([`~sam_hf.rounding.StochasticRounding`], *optional*): how w + ε is rounded to bf16 and fp16 weights.
+
+    Attributes:
+        perturbation_ratio (`Tensor` or `None`): what rounding left of the last ε, see [`Perturbation`].
     """
 
-    def __init__(self, size: int, method: Method, radius: float, steps: int, grouping: Grouping):
+    def __init__(
+        self,
+        size: int,
+        *,
+        method: Method | None,
+        radius: float,
+        steps: int = 1,
+        grouping: Grouping,
+        rounding: StochasticRounding | None = None,
+    ):
         self.size = size
         self.method = method
         self.radius = radius
         self.steps = steps
         self.grouping = grouping
+        self.rounding = rounding
+        self.perturbation_ratio: Tensor | None = None
         self._position = 0
         self._group: list[Piece] = []
         self._accumulated: dict[Tensor, Tensor] = {}
         self._totals = _Totals()
+
+    @property
+    def is_complete(self) -> bool:
+        """All micro-batches were passed over."""
+        return self._position >= self.size
 
     def step(self, passes: Passes, batch: Mapping[str, Any]) -> Tensor:
         """
@@ -143,7 +166,7 @@ class Window:
             `Tensor`: its loss at w, detached, as Trainer's own `training_step` would return it.
         """
         self._position += 1
-        ends_window = self._position == self.size
+        ends_window = self.is_complete
         pieces = self._pieces(batch, ends_window)
         start = RandomState(passes.random_devices) if passes.replay_random and len(pieces) > 1 else None
         losses = []
@@ -193,28 +216,30 @@ class Window:
         with ExitStack() as stack:
             if passes.replay_random:
                 stack.callback(RandomState(passes.random_devices).restore)
-            perturbation = stack.enter_context(
-                Perturbation(round_to=passes.rounding, keep_epsilon=self.steps > 1)
-            )
+            perturbation = stack.enter_context(Perturbation(round_to=self.rounding, keep_epsilon=self.steps > 1))
             stack.enter_context(statistics_held(passes.model) if passes.hold_statistics else nullcontext())
             for step in range(self.steps):
                 if step > 0:
                     for piece in pieces:
-                        with _replayed(piece), self._ascent_sync(passes, piece):
+                        piece.replay_random()
+                        with self._ascent_sync(passes, piece):
                             passes.forward_backward(piece, False)
                 self._perturb(passes, perturbation, first=step == 0)
             give_gradients_back(passes.trained, self._accumulated)
             self._accumulated = {}
             for piece in pieces:
-                with _replayed(piece), self._descent_sync(passes, piece):
+                piece.replay_random()
+                with self._descent_sync(passes, piece):
                     loss = passes.forward_backward(piece, False)
                 self._totals.perturbed_loss = self._totals.perturbed_loss + loss
+        self.perturbation_ratio = perturbation.ratio
         if perturbation.ratio is not None:
             passes.means.add("sam_perturbation_ratio", perturbation.ratio)
 
     def _perturb(self, passes: Passes, perturbation: Perturbation, first: bool) -> None:
         gradients = take_gradients(passes.trained)
         parameters = [p for p in passes.perturbed if p in gradients]
+        assert self.method is not None
         ascent = self.method.ascent(dense([gradients.pop(p) for p in parameters]), parameters)
         if first:
             self._totals.skipped.append(~ascent.finite)
@@ -222,23 +247,19 @@ class Window:
             passes.means.add("sam_ascent_grad_norm", ascent.norm if scale is None else ascent.norm / scale)
         perturbation.add(parameters, ascent, self.radius / self.steps)
 
-    @contextmanager
-    def _ascent_sync(self, passes: Passes, piece: Piece) -> Iterator[None]:
+    def _ascent_sync(self, passes: Passes, piece: Piece) -> AbstractContextManager:
         shared = passes.sync_perturbation or is_fsdp(passes.model)
         enabled = shared and (piece.ends_group or passes.sync_each_batch)
-        with gradient_sync(passes.model, enabled, self._outer_sync(passes)):
-            yield
+        return gradient_sync(passes.model, enabled, self._outer_sync(passes))
 
-    @contextmanager
-    def _descent_sync(self, passes: Passes, piece: Piece) -> Iterator[None]:
+    def _descent_sync(self, passes: Passes, piece: Piece) -> AbstractContextManager:
         # FSDP2 keeps gradients that were not reduced where the next group's would be added to them
         boundary = piece.ends_group and is_fsdp(passes.model)
         enabled = piece.ends_window or boundary or passes.sync_each_batch
-        with gradient_sync(passes.model, enabled, self._outer_sync(passes)):
-            yield
+        return gradient_sync(passes.model, enabled, self._outer_sync(passes))
 
     def _outer_sync(self, passes: Passes) -> bool:
-        return self._position == self.size or passes.sync_each_batch
+        return self.is_complete or passes.sync_each_batch
 
     def _report(self, means: RunningMeans) -> None:
         means.add("sam_rho", self.radius)
@@ -248,10 +269,3 @@ class Window:
         blank = torch.where(skipped.any(), torch.nan, 0.0)
         means.add("sam_perturbed_loss", self._totals.perturbed_loss + blank)
         means.add("sam_sharpness", self._totals.perturbed_loss - self._totals.loss + blank)
-
-
-@contextmanager
-def _replayed(piece: Piece) -> Iterator[None]:
-    if piece.random is not None:
-        piece.random.restore()
-    yield

@@ -5,6 +5,7 @@ What a method is: plain torch, gradients in, perturbation out. Methods know noth
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -51,7 +52,7 @@ class Method(ABC):
         self.p = p
 
     @abstractmethod
-    def ascent(self, grads: list[Tensor], weights: list[Tensor]) -> Ascent:
+    def ascent(self, grads: list[Tensor], weights: Sequence[Tensor]) -> Ascent:
         """
         The perturbation that the ascent gradient asks for.
 

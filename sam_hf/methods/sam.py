@@ -10,6 +10,8 @@ base optimizer gets ∇L(w + ε̂) (equation 3, second-order terms dropped). Def
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from .base import Ascent, Method, dual_direction
@@ -26,5 +28,5 @@ class SAM(Method):
 }"""
     default_rho = 0.05
 
-    def ascent(self, grads: list[Tensor], weights: list[Tensor]) -> Ascent:
+    def ascent(self, grads: list[Tensor], weights: Sequence[Tensor]) -> Ascent:
         return dual_direction(grads, self.p)

@@ -1,0 +1,61 @@
+"""
+The weight of a slice in its micro-batch's loss.
+
+A loss that is normalised by `num_items_in_batch` is a sum: slices add up by themselves. A loss that is a mean over the
+micro-batch is not: each slice must weigh by its share of the labels. Which of the two a model computes cannot be read
+off its signature (many accept `num_items_in_batch` and ignore it), so it is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .slices import first_dimension
+
+
+def label_share(part: Mapping[str, Any], whole: Mapping[str, Any]) -> float | Tensor:
+    """The share of the micro-batch's labels that a slice holds; class indices of −100 do not count."""
+    labels, all_labels = part.get("labels"), whole.get("labels")
+    if isinstance(labels, Tensor) and isinstance(all_labels, Tensor) and not labels.is_floating_point():
+        return labels.ne(-100).sum() / all_labels.ne(-100).sum().clamp(min=1)
+    return first_dimension(part) / first_dimension(whole)
+
+
+def is_mean(loss: Callable[[Any], Tensor], num_items: Any) -> bool:
+    """Whether `loss(num_items)`, a loss over some examples, ignores the number it should be normalised by."""
+    if num_items is None:
+        return True
+    with torch.no_grad():
+        return bool(torch.equal(loss(num_items), loss(2 * num_items)))
+
+
+@contextmanager
+def weighted_by(trainer: Any, share: float | Tensor, divided_by_trainer: bool) -> Iterator[None]:
+    """
+    Inside, `Trainer.training_step` multiplies the loss by `share` before it runs backward.
+
+    Through the divisor that Trainer applies to losses that are means, so that it stays Trainer's own code.
+
+    Args:
+        divided_by_trainer (`bool`): Trainer divides this loss by the accumulation steps.
+    """
+    flag = "loss_is_scaled_for_ga"
+    before = trainer.__dict__.get(flag, _ABSENT), trainer.current_gradient_accumulation_steps
+    setattr(trainer, flag, False)
+    trainer.current_gradient_accumulation_steps = (before[1] if divided_by_trainer else 1) / share
+    try:
+        yield
+    finally:
+        trainer.current_gradient_accumulation_steps = before[1]
+        if before[0] is _ABSENT:
+            delattr(trainer, flag)
+        else:
+            setattr(trainer, flag, before[0])
+
+
+_ABSENT = object()

@@ -1,0 +1,227 @@
+"""
+`SAMMixin`: Sharpness-Aware Minimization over any Trainer. No mathematics here: what a method does is in `methods`, in
+which order passes run in `window`; this is where they meet Trainer.
+
+`get_batch_samples` opens a window over the micro-batches of the next update, `training_step` runs the window's passes
+through `super().training_step`, `log` adds the metrics. Trainer clips, steps, schedules and saves as ever.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Seq2SeqTrainer, Trainer
+from transformers.utils import logging
+
+from .batch_norm import statistics_frozen, statistics_held
+from .gradients import is_fsdp
+from .loss_share import is_mean, label_share, weighted_by
+from .rng import RandomState, random_devices
+from .rounding import StochasticRounding
+from .running_means import RunningMeans
+from .schedules import radius_at
+from .support import check_supported
+from .targets import perturbed_parameters
+from .training_args import check_sam_arguments, method_class, sam_arguments
+from .window import Grouping, Passes, Piece, Window
+
+logger = logging.get_logger(__name__)
+
+# Below this share of ε that survives rounding, the user is told: the SAM update is no longer the one they asked for
+_ENOUGH_OF_EPSILON = 0.9
+
+
+if TYPE_CHECKING:  # the mixin stands over any Trainer subclass; the type checker reads it as one of Trainer itself
+    _Trainer = Trainer
+else:
+    _Trainer = object
+
+
+class SAMMixin(_Trainer):
+    """
+    Sharpness-Aware Minimization for a Trainer: `class SAMSFTTrainer(SAMMixin, SFTTrainer)`.
+
+    Its arguments are the `sam_*` fields of [`SAMArguments`]; with a `TrainingArguments` that has none, their defaults.
+    What a subclass below the mixin does in `training_step` and `compute_loss` is kept: each pass is one call of its
+    `training_step`.
+
+    Raises:
+        ValueError: the trainer is built, or trained, under something that two passes an update cannot run under
+            (DeepSpeed, SageMaker model parallelism, XLA, FSDP1, optimizers that step inside the backward pass).
+    """
+
+    _sam_window: Window | None
+    _sam_means: RunningMeans
+    _sam_loss_is_mean: bool | None
+    _sam_rounding_checked: bool
+    _sam_rounding_warned: bool
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._reset_sam()
+        self._refuse_unsupported()
+
+    @property
+    def sam_args(self) -> Any:
+        """The `sam_*` fields in force: those of `args`, or the defaults if it has none."""
+        return sam_arguments(self.args)
+
+    def train(self, *args, **kwargs):
+        self._reset_sam()
+        return super().train(*args, **kwargs)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        self._sam_window = None
+        batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._sam_window = self._open_window(len(batches))
+        return batches, num_items_in_batch
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """One micro-batch, with every pass that it completes. Returns L(w), the loss of the plain training step."""
+        if self._sam_window is None or self._sam_window.is_complete:
+            self._sam_window = self._open_window(1)  # a loop of the user's own that calls training_step alone
+        with statistics_frozen(model) if self.sam_args.sam_batch_norm == "frozen" else nullcontext():
+            if self._sam_window.radius == 0:
+                return super().training_step(model, inputs, num_items_in_batch)
+            loss = self._sam_window.step(self._passes(model, num_items_in_batch), inputs)
+        if self._sam_window.is_complete and not self._sam_rounding_checked:
+            # The one time that the host waits for the device: a run in which SAM does nothing should say so at once
+            self._sam_rounding_checked = True
+            self._warn_of_rounding(self._sam_window.perturbation_ratio)
+        return loss
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if self.is_in_train and "loss" in logs:
+            means = self._sam_means.drain(lambda sums: self.accelerator.reduce(sums.clone(), reduction="sum"))
+            self._warn_of_rounding(means.get("sam_perturbation_ratio"))
+            logs.update(means)
+        super().log(logs, *args, **kwargs)
+
+    def _reset_sam(self) -> None:
+        """What belongs to one training run."""
+        self._sam_window = None
+        self._sam_means = RunningMeans(self.args.device)
+        self._sam_loss_is_mean = None
+        self._sam_rounding_checked = False
+        self._sam_rounding_warned = False
+
+    def _refuse_unsupported(self) -> None:
+        if self.sam_args.sam_method != "none":
+            check_supported(self)
+
+    def _open_window(self, size: int) -> Window:
+        """The window of the next update, from the arguments as they are now: a search may change them between runs."""
+        args = self.sam_args
+        check_sam_arguments(args)
+        self._refuse_unsupported()
+        devices = max(1, self.args.n_gpu)
+        # Trainer's state and not its arguments: auto_find_batch_size lowers the former only
+        micro_batch = (self.state.train_batch_size or self.args.train_batch_size) // devices
+        return Window(
+            size,
+            method=None if args.sam_method == "none" else method_class(args)(p=args.sam_p),
+            radius=radius_at(args, self.state.global_step, self.state.max_steps),
+            steps=args.sam_ascent_steps,
+            grouping=Grouping.of(args.sam_m, micro_batch, devices),
+            rounding=self._rounding() if args.sam_stochastic_rounding else None,
+        )
+
+    def _passes(self, model: nn.Module, num_items_in_batch: Tensor | int | None) -> Passes:
+        args = self.sam_args
+        perturbed = perturbed_parameters(self.optimizer)
+        return Passes(
+            model=model,
+            forward_backward=lambda piece, first: self._forward_backward(model, piece, num_items_in_batch, first),
+            advance_random=lambda batch: self._loss_without_gradient(model, batch, num_items_in_batch),
+            perturbed=perturbed,
+            trained=list(dict.fromkeys([*perturbed, *(p for p in model.parameters() if p.requires_grad)])),
+            means=self._sam_means,
+            random_devices=random_devices(model, self.args.device, self.args.n_gpu),
+            loss_scale=self._loss_scale,
+            sync_perturbation=args.sam_sync_perturbation,
+            sync_each_batch=self.accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False),
+            replay_random=args.sam_replay_rng,
+            hold_statistics=args.sam_batch_norm == "first",
+        )
+
+    def _forward_backward(
+        self, model: nn.Module, piece: Piece, num_items_in_batch: Tensor | int | None, first: bool
+    ) -> Tensor:
+        """One forward and backward of the Trainer below, over its own copy of the inputs: overrides pop from them."""
+        weighted: AbstractContextManager = nullcontext()
+        if piece.whole is not None and self._slices_are_means(model, piece.inputs, num_items_in_batch):
+            share = label_share(piece.inputs, piece.whole)
+            weighted = weighted_by(self, share, not self._expects_scaled_loss(num_items_in_batch))
+        with weighted:
+            loss = super().training_step(model, copy.copy(piece.inputs), num_items_in_batch)
+        if not first:  # Trainer counts the first pass over each micro-batch
+            self.current_flos += float(self.floating_point_ops(piece.inputs))
+        return loss
+
+    def _loss_without_gradient(self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any) -> Tensor:
+        with torch.no_grad(), self.compute_loss_context_manager():
+            prepared = self._prepare_inputs(copy.copy(inputs))
+            return self.compute_loss(model, prepared, num_items_in_batch=num_items_in_batch)
+
+    def _expects_scaled_loss(self, num_items_in_batch: Tensor | int | None) -> bool:
+        """Whether Trainer takes the loss as normalised over the window, and does not divide it (its own rule)."""
+        if self.loss_is_scaled_for_ga is not None:
+            return self.loss_is_scaled_for_ga
+        return (self.model_accepts_loss_kwargs and num_items_in_batch is not None) or (
+            self.compute_loss_func is not None
+        )
+
+    def _slices_are_means(self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any) -> bool:
+        """Asked once a run, at the first slice; leaves generators and running statistics as they were."""
+        if self._sam_loss_is_mean is None:
+            model.train()
+            random = RandomState(random_devices(model, self.args.device, self.args.n_gpu))
+
+            def loss(num_items: Any) -> Tensor:
+                random.restore()
+                return self._loss_without_gradient(model, inputs, num_items)
+
+            with statistics_held(model):
+                self._sam_loss_is_mean = is_mean(loss, num_items_in_batch)
+            random.restore()
+        return self._sam_loss_is_mean
+
+    def _loss_scale(self) -> Tensor | None:
+        scaler = self.accelerator.scaler
+        if scaler is None or not scaler.is_enabled():
+            return None
+        # `get_scale` would wait for the device
+        return scaler.scale(torch.ones((), device=self.args.device))
+
+    def _rounding(self) -> StochasticRounding:
+        shared = self.sam_args.sam_sync_perturbation or is_fsdp(self.model_wrapped)
+        rank = () if shared else (self.args.process_index,)
+        return StochasticRounding((self.args.seed, self.state.global_step, *rank))
+
+    def _warn_of_rounding(self, ratio: Tensor | float | None) -> None:
+        if ratio is None or self._sam_rounding_warned or float(ratio) >= _ENOUGH_OF_EPSILON:
+            return
+        self._sam_rounding_warned = True
+        logger.warning(
+            f"Only {float(ratio):.0%} of the SAM perturbation survives rounding to the precision of the weights. Set "
+            "sam_stochastic_rounding=True, use a larger sam_rho, or keep the weights in float32 and train with "
+            "bf16=True."
+        )
+
+
+class SAMTrainer(SAMMixin, Trainer):
+    """[`~transformers.Trainer`] with Sharpness-Aware Minimization. See [`SAMMixin`] and [`SAMArguments`]."""
+
+
+class SAMSeq2SeqTrainer(SAMMixin, Seq2SeqTrainer):
+    """[`~transformers.Seq2SeqTrainer`] with Sharpness-Aware Minimization. See [`SAMMixin`] and [`SAMArguments`]."""
