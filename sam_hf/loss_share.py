@@ -8,7 +8,7 @@ off its signature (many accept `num_items_in_batch` and ignore it), so it is ask
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from .slices import first_dimension
 
 
-def label_share(part: Mapping[str, Any], whole: Mapping[str, Any]) -> float | Tensor:
+def label_share(part: dict[str, Any], whole: dict[str, Any]) -> float | Tensor:
     """The share of the micro-batch's labels that a slice holds; class indices of −100 do not count."""
     labels, all_labels = part.get("labels"), whole.get("labels")
     if isinstance(labels, Tensor) and isinstance(all_labels, Tensor) and not labels.is_floating_point():

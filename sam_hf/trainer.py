@@ -9,7 +9,6 @@ through `super().training_step`, `log` adds the metrics. Trainer clips, steps, s
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +83,7 @@ class SAMMixin(_Trainer):
     def training_step(
         self,
         model: nn.Module,
-        inputs: Mapping[str, Any],
+        inputs: dict[str, Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """One micro-batch, with every pass that it completes. Returns L(w), the loss of the plain training step."""
@@ -138,6 +137,7 @@ class SAMMixin(_Trainer):
 
     def _passes(self, model: nn.Module, num_items_in_batch: Tensor | int | None) -> Passes:
         args = self.sam_args
+        assert self.optimizer is not None
         perturbed = perturbed_parameters(self.optimizer)
         return Passes(
             model=model,
@@ -165,13 +165,15 @@ class SAMMixin(_Trainer):
         with weighted:
             loss = super().training_step(model, copy.copy(piece.inputs), num_items_in_batch)
         if not first:  # Trainer counts the first pass over each micro-batch
-            self.current_flos += float(self.floating_point_ops(piece.inputs))
+            self.current_flos += self.floating_point_ops(piece.inputs)
         return loss
 
-    def _loss_without_gradient(self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any) -> Tensor:
+    def _loss_without_gradient(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
         with torch.no_grad(), self.compute_loss_context_manager():
             prepared = self._prepare_inputs(copy.copy(inputs))
-            return self.compute_loss(model, prepared, num_items_in_batch=num_items_in_batch)
+            loss = self.compute_loss(model, prepared, num_items_in_batch=num_items_in_batch)
+        assert isinstance(loss, Tensor)  # not a pair: outputs were not asked for
+        return loss
 
     def _expects_scaled_loss(self, num_items_in_batch: Tensor | int | None) -> bool:
         """Whether Trainer takes the loss as normalised over the window, and does not divide it (its own rule)."""
@@ -181,7 +183,7 @@ class SAMMixin(_Trainer):
             self.compute_loss_func is not None
         )
 
-    def _slices_are_means(self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any) -> bool:
+    def _slices_are_means(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> bool:
         """Asked once a run, at the first slice; leaves generators and running statistics as they were."""
         if self._sam_loss_is_mean is None:
             model.train()

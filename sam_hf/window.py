@@ -13,7 +13,7 @@ aᵢ: ascent pass, dᵢ: descent pass, │: back to Trainer. Descent gradients a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,8 +43,8 @@ class Piece:
         random: the generators as the first pass over this piece found them.
     """
 
-    inputs: Mapping[str, Any]
-    whole: Mapping[str, Any] | None = None
+    inputs: dict[str, Any]
+    whole: dict[str, Any] | None = None
     ends_group: bool = False
     ends_window: bool = False
     random: RandomState | None = None
@@ -71,7 +71,7 @@ class Passes:
 
     model: nn.Module
     forward_backward: Callable[[Piece, bool], Tensor]
-    advance_random: Callable[[Mapping[str, Any]], Any]
+    advance_random: Callable[[dict[str, Any]], Any]
     perturbed: Sequence[nn.Parameter]
     trained: Sequence[nn.Parameter]
     means: RunningMeans
@@ -158,7 +158,7 @@ class Window:
         """All micro-batches were passed over."""
         return self._position >= self.size
 
-    def step(self, passes: Passes, batch: Mapping[str, Any]) -> Tensor:
+    def step(self, passes: Passes, batch: dict[str, Any]) -> Tensor:
         """
         Take the next micro-batch, and every pass that it completes.
 
@@ -183,7 +183,7 @@ class Window:
             self._report(passes.means)
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
-    def _pieces(self, batch: Mapping[str, Any], ends_window: bool) -> list[Piece]:
+    def _pieces(self, batch: dict[str, Any], ends_window: bool) -> list[Piece]:
         size = self.grouping.examples
         if size is not None:
             total = first_dimension(batch)
