@@ -11,7 +11,7 @@ from torch import Tensor
 _INSTEAD = "Give a sam_m that is a multiple of per_device_train_batch_size."
 
 
-def first_dimension(batch: dict[str, Any]) -> int:
+def first_dimension(batch: Mapping[str, Any]) -> int:
     """
     The number of examples of a micro-batch: the first dimension of every tensor in it.
 
@@ -32,7 +32,7 @@ def first_dimension(batch: dict[str, Any]) -> int:
     return examples
 
 
-def slice_examples(batch: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
+def slice_examples(batch: Mapping[str, Any], start: int, stop: int) -> Any:
     """The examples `start` to `stop` of a micro-batch, of the same type. Tensors are views; the rest is kept whole."""
     part: Any = copy.copy(batch)
     for key, value in batch.items():
@@ -43,7 +43,7 @@ def slice_examples(batch: dict[str, Any], start: int, stop: int) -> dict[str, An
     return part
 
 
-def _tensors(batch: dict[str, Any], prefix: str = ""):
+def _tensors(batch: Mapping[str, Any], prefix: str = ""):
     for key, value in batch.items():
         if isinstance(value, Mapping):
             yield from _tensors(value, f"{prefix}{key}.")

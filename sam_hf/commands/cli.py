@@ -1,0 +1,92 @@
+"""Arguments from a YAML file and options, and errors of use as one line on stderr with exit status 2."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+
+class UsageError(Exception):
+    """Wrong use: the message, one line, says what was given and what is allowed."""
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Run `main`, turning a `UsageError` into one line on stderr and exit status 2."""
+    try:
+        main()
+    except UsageError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+
+
+def parse_arguments(dataclass_types: Sequence[type], argv: Sequence[str], description: str) -> tuple[Any, ...]:
+    """
+    Instances of `dataclass_types` from `argv`. `--config file.yaml` gives values that the other options override.
+    """
+    from transformers import HfArgumentParser
+
+    class Parser(HfArgumentParser):
+        def error(self, message):
+            raise UsageError(message)
+
+    parser = Parser(list(dataclass_types), description=description, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help="YAML file of options; options given beside it win.")
+    config, rest = _split_config(list(argv))
+    known = [name for name in parser._option_string_actions if name.startswith("--")]
+    given = (_config_options(config, known) if config is not None else []) + rest
+    try:
+        *instances, unknown = parser.parse_args_into_dataclasses(
+            given, return_remaining_strings=True, look_for_args_file=False
+        )
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
+    instances = instances[: len(dataclass_types)]
+    if unknown:
+        raise UsageError(_unknown(unknown[0].split("=")[0], known))
+    return tuple(instances)
+
+
+def _split_config(argv: list[str]) -> tuple[str | None, list[str]]:
+    config, rest, position = None, [], 0
+    while position < len(argv):
+        word = argv[position]
+        if word.startswith("--config="):
+            config = word.removeprefix("--config=")
+        elif word == "--config":
+            position += 1
+            if position == len(argv):
+                raise UsageError("--config needs the name of a YAML file")
+            config = argv[position]
+        else:
+            rest.append(word)
+        position += 1
+    return config, rest
+
+
+def _config_options(path: str, known: list[str]) -> list[str]:
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"the configuration {path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"the configuration {path} must hold `option: value` lines")
+    options: list[str] = []
+    for key, value in values.items():
+        if f"--{key}" not in known:
+            raise UsageError(f"{path}: {_unknown(str(key), known)}")
+        if isinstance(value, list):
+            options += [f"--{key}", *map(str, value)]
+        elif value is not None:
+            options.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
+    return options
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    close = get_close_matches("--" + name.lstrip("-"), known, n=1)
+    return f"unknown option {name}" + (f": did you mean {close[0].lstrip('-')}?" if close else ": see --help")

@@ -1,0 +1,109 @@
+"""Training, evaluation, prediction and the report: the part of a run that both programs share."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .cli import UsageError
+
+if TYPE_CHECKING:
+    from .labels import LabelScheme
+
+_METRICS = Path(__file__).parent.parent / "metrics"
+
+
+def metrics_function(problem_type: str) -> Callable[[Any], dict[str, float]]:
+    """A `compute_metrics` for Trainer over the metrics that this package carries."""
+    import evaluate
+
+    name = "regression" if problem_type == "regression" else "classification"
+    # Trainer hands over the gathered predictions: each process computes alone, and keeps no file that others wait for
+    metric = evaluate.load(str(_METRICS / name), keep_in_memory=True)
+
+    def compute_metrics(prediction: Any) -> dict[str, float]:
+        scores = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+        outputs = scores.reshape(len(scores)) if problem_type == "regression" else scores.argmax(-1)
+        return metric.compute(predictions=outputs, references=prediction.label_ids)
+
+    return compute_metrics
+
+
+def find_checkpoint(args: Any, overwrite: bool) -> str | None:
+    """The checkpoint to go on from: the one named, else the last in `output_dir` unless it is to be overwritten."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    if args.resume_from_checkpoint:
+        if not Path(args.resume_from_checkpoint).is_dir():
+            raise UsageError(f"resume_from_checkpoint={args.resume_from_checkpoint} does not exist")
+        return args.resume_from_checkpoint
+    if overwrite or not Path(args.output_dir).is_dir():
+        return None
+    return get_last_checkpoint(args.output_dir)
+
+
+def carry_out(
+    trainer: Any, scheme: LabelScheme, checkpoint: str | None, replaced: int, noise: float, predict_dataset: Any = None
+) -> None:
+    """Train, evaluate and predict as `trainer.args` ask, write the results and print a summary."""
+    args = trainer.args
+    if args.do_train:
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+        metrics = {**result.metrics, "train_label_noise": noise, "train_labels_replaced": replaced}
+        trainer.save_model()
+        trainer.log_metrics("train", metrics)
+        trainer.save_metrics("train", metrics)
+        trainer.save_state()
+    if args.do_eval:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    if args.do_predict:
+        scores = trainer.predict(predict_dataset).predictions
+        if trainer.is_world_process_zero():
+            _write_predictions(Path(args.output_dir) / "predictions.csv", scores, scheme)
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    if args.do_train and trainer.is_world_process_zero():
+        print("\n".join(summary(trainer.state.log_history, args, noise, replaced)))
+
+
+def summary(history: list[dict[str, float]], args: Any, noise: float, replaced: int) -> list[str]:
+    """The lines of the final report."""
+    evaluations = [entry for entry in history if "eval_loss" in entry]
+    lines = ["", f"method {args.sam_method}, label noise {noise:g} ({replaced} labels replaced)"]
+    for key, name in (("eval_accuracy", "accuracy"), ("eval_mse", "mean squared error"), ("eval_loss", "eval loss")):
+        values = [entry[key] for entry in evaluations if key in entry]
+        if values:
+            before = f"{values[0]:.4f} before, " if args.eval_on_start and len(values) > 1 else ""
+            lines.append(f"{name}: {before}{values[-1]:.4f} after")
+    for key, name in (
+        ("loss", "L(w)"),
+        ("sam_perturbed_loss", "L(w+ε)"),
+        ("sam_sharpness", "sharpness L(w+ε) - L(w)"),
+        ("sam_rho", "ρ"),
+        ("train_runtime", "training seconds"),
+    ):
+        values = [entry[key] for entry in history if key in entry]
+        if values:
+            lines.append(f"{name}: {values[-1]:.4g}")
+    return [*lines, f"model written to {args.output_dir}"]
+
+
+def _write_predictions(path: Path, scores: Any, scheme: LabelScheme) -> None:
+    scores = scores[0] if isinstance(scores, tuple) else scores
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if scheme.problem_type == "regression":
+            writer.writerow(["index", "prediction"])
+            writer.writerows(enumerate(scores.reshape(len(scores)).tolist()))
+            return
+        exponentials = np.exp(scores - scores.max(-1, keepdims=True))
+        shares = exponentials / exponentials.sum(-1, keepdims=True)
+        writer.writerow(["index", "prediction", *(f"probability_{name}" for name in scheme.names)])
+        for i, row in enumerate(shares.tolist()):
+            writer.writerow([i, scheme.names[int(np.argmax(row))], *row])

@@ -1,0 +1,1 @@
+"""Metrics that need no Hub: modules for `evaluate.load(path)`."""
