@@ -26,30 +26,21 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, set_seed
 
     from sam_hf import SAMTrainer
-    from sam_hf.commands.data import load_splits
-    from sam_hf.commands.labels import add_label_noise, encode, find_label_column, infer_scheme
+    from sam_hf.commands.data import load_labelled
     from sam_hf.commands.lora import with_lora
     from sam_hf.commands.loss import loss_function
+    from sam_hf.commands.models import from_checkpoint, model_path
     from sam_hf.commands.run import carry_out, find_checkpoint, metrics_function
 
     set_seed(args.seed)
+    resume_from = find_checkpoint(args, model_arguments.overwrite_output_dir)
     path = model_path(model_arguments.model_name_or_path)
-    splits = load_splits(data)
-    for split, wanted in (("train", True), ("validation", args.do_eval), ("test", args.do_predict)):
-        if wanted and split not in splits:
-            raise UsageError(f"there is no {split} split: the data have {', '.join(splits)}")
-    column = find_label_column(splits["train"], data.label_column)
-    scheme = infer_scheme(splits["train"], column)
-    texts = text_columns(splits["train"], data, column)
-    for split in splits:
-        if split != "test":
-            find_label_column(splits[split], column)
-            splits[split] = encode(splits[split], column, scheme, split)
-    seed = args.seed if args.data_seed is None else args.data_seed
-    splits["train"], replaced = add_label_noise(splits["train"], data.label_noise, scheme, seed)
+    splits, scheme, replaced = load_labelled(data, args, path)
+    texts = text_columns(next(iter(splits.values())), data)
 
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    model = AutoModelForSequenceClassification.from_pretrained(
+    tokenizer = from_checkpoint(AutoTokenizer, path)
+    model = from_checkpoint(
+        AutoModelForSequenceClassification,
         path,
         num_labels=len(scheme.names),
         problem_type=scheme.problem_type,
@@ -60,47 +51,30 @@ def main(argv: list[str] | None = None) -> None:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
-    m = model_arguments
-    model = with_lora(model, m.lora_r, m.lora_alpha, m.lora_dropout, m.lora_target_modules)
+    model = with_lora(model, model_arguments)
     length = min(data.max_seq_length, tokenizer.model_max_length)
     with args.main_process_first(desc="tokenizing"):
         for split in splits:
-            kept = {"labels"} if split != "test" else set()
             splits[split] = splits[split].map(
                 lambda batch: tokenizer(*(batch[text] for text in texts), truncation=True, max_length=length),
                 batched=True,
-                remove_columns=[name for name in splits[split].column_names if name not in kept],
+                remove_columns=[name for name in splits[split].column_names if name != "labels"],
             )
 
     trainer = SAMTrainer(
         model=model,
         args=args,
-        train_dataset=splits["train"],
+        train_dataset=splits.get("train"),
         eval_dataset=splits.get("validation"),
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if args.fp16 or args.bf16 else None),
         compute_loss_func=loss_function(scheme.problem_type, args.label_smoothing_factor),
         compute_metrics=metrics_function(scheme.problem_type),
     )
-    checkpoint = find_checkpoint(args, model_arguments.overwrite_output_dir)
-    carry_out(trainer, scheme, checkpoint, replaced, data.label_noise, splits.get("test"))
+    carry_out(trainer, scheme, resume_from, replaced, data.label_noise, splits.get("test"))
 
 
-def model_path(name: str | None) -> str:
-    from pathlib import Path
-
-    from sam_hf.commands.demo import demo_model_path, is_demo
-
-    if name is None:
-        raise UsageError("model_name_or_path is missing: give a Hub name, a folder, or demo:NAME")
-    if is_demo(name):
-        return demo_model_path(name)
-    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise UsageError(f"model_name_or_path={name} does not exist")
-    return name
-
-
-def text_columns(dataset, data: TextArguments, label_column: str) -> list[str]:
+def text_columns(dataset, data: TextArguments) -> list[str]:
     """The one or two columns of text: those named, else the string columns beside the label and ids."""
     given = [name for name in (data.text_column, data.text_pair_column) if name is not None]
     missing = [name for name in given if name not in dataset.column_names]
@@ -108,7 +82,6 @@ def text_columns(dataset, data: TextArguments, label_column: str) -> list[str]:
         name
         for name, feature in dataset.features.items()
         if str(getattr(feature, "dtype", "")) in ("string", "large_string")
-        and name != label_column
         and name.lower() not in ("id", "idx", "guid")
     ]
     columns = given or strings

@@ -1,7 +1,7 @@
 """Sharpness-Aware Minimization written out once more, naively, in float64: what the package is compared with.
 
-Nothing here imports `sam_hf` or `torch.optim`. The weights are one flat vector; a window is a list of micro-batches, and a
-micro-batch a list of examples, each with the weight that its loss has in the window's loss. Speed is of no concern.
+Nothing here imports `sam_hf` or `torch.optim`. The weights are one flat vector; a window is a list of micro-batches,
+and a micro-batch a list of examples, each with the weight that its loss has in the window's loss. Speed is of no concern.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-
 
 # An example and the factor of its loss in the window's loss, L = sum of factor * loss(w, example).
 Example = tuple[Any, float]

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
+
+from .cli import UsageError
+from .labels import PROBLEM_TYPES
 
 
-def option(default, help: str, **metadata):
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    """A dataclass field with a help text."""
     return field(default=default, metadata={"help": help, **metadata})
 
 
@@ -19,10 +24,18 @@ class DataArguments:
     validation_file: str | None = option(None, "Validation examples.")
     test_file: str | None = option(None, "Examples to predict.")
     label_column: str | None = option(None, "Column with the labels. Default: label or labels.")
-    max_train_samples: int | None = option(None, "Use at most this many training examples.")
-    max_eval_samples: int | None = option(None, "Use at most this many validation examples.")
-    max_predict_samples: int | None = option(None, "Use at most this many examples to predict.")
+    problem_type: str | None = option(None, "Default: what the labels look like.", choices=list(PROBLEM_TYPES))
+    max_train_samples: int | None = option(None, "Use a random sample of at most this many training examples.")
+    max_eval_samples: int | None = option(None, "The same for validation.")
+    max_predict_samples: int | None = option(None, "The same for prediction.")
     label_noise: float = option(0.0, "Share of training labels replaced by another class, 0 <= R < 1.")
+
+    def __post_init__(self):
+        if not 0 <= self.label_noise < 1:
+            raise UsageError(f"label_noise={self.label_noise} is not allowed: it must be at least 0 and below 1")
+        for name in ("max_train_samples", "max_eval_samples", "max_predict_samples"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)} is not allowed: it must be at least 1")
 
 
 @dataclass
@@ -30,8 +43,16 @@ class ModelArguments:
     """The checkpoint that training starts from."""
 
     model_name_or_path: str | None = option(None, "Hub name, folder, or demo:NAME of the pretrained checkpoint.")
-    overwrite_output_dir: bool = option(False, "Start again although output_dir holds a checkpoint.")
-    lora_r: int | None = option(None, "Rank of LoRA adapters; 0 or none trains all weights.")
+    overwrite_output_dir: bool = option(
+        False, "Start again. Default: go on from the last checkpoint in output_dir, if there is one."
+    )
+    lora_r: int | None = option(None, "Rank of LoRA adapters. Default: train all weights.")
     lora_alpha: float = option(16.0, "Scale of the adapters.")
     lora_dropout: float = option(0.0, "Dropout before the adapters.")
-    lora_target_modules: list[str] | None = option(None, "Modules with adapters. Default: every linear one.")
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Modules with adapters. Default: every linear one."}
+    )
+
+    def __post_init__(self):
+        if self.model_name_or_path is None:
+            raise UsageError("model_name_or_path is missing: give a Hub name, a folder, or demo:NAME")

@@ -1,11 +1,16 @@
-"""Loading the splits, with errors before the model is loaded."""
+"""Loading the splits and their labels, with errors before the model is loaded."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig
 
 from .cli import UsageError
+from .labels import LabelScheme, add_label_noise, encode, find_label_column, infer_scheme
+from .models import from_checkpoint
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -15,33 +20,83 @@ if TYPE_CHECKING:
 _LOADERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
-def load_splits(arguments: DataArguments) -> DatasetDict:
-    """The splits that `arguments` name, cut to the `max_*_samples` and none of them empty."""
+def load_splits(arguments: DataArguments, folders: Mapping[str, str | None] | None = None) -> DatasetDict:
+    """
+    The splits that `arguments` name, none of them empty.
+
+    Args:
+        arguments (`DataArguments`): where the examples come from.
+        folders (`Mapping[str, str | None]`, *optional*): for images, a folder of class folders a split.
+    """
     from datasets import DatasetDict
 
     files = {"train": arguments.train_file, "validation": arguments.validation_file, "test": arguments.test_file}
     files = {split: file for split, file in files.items() if file is not None}
-    if arguments.dataset_name and files:
+    folders = {split: folder for split, folder in (folders or {}).items() if folder is not None}
+    twice = sorted(files.keys() & folders.keys())
+    if twice:
+        raise UsageError(f"both a file and a folder were given for {twice[0]}: give one or the other")
+    if arguments.dataset_name and (files or folders):
         raise UsageError(f"dataset_name={arguments.dataset_name} and files were given: give one or the other")
-    if not arguments.dataset_name and not files:
+    if not arguments.dataset_name and not files and not folders:
         raise UsageError("no data: give dataset_name, or train_file, validation_file or test_file")
-    splits = (
-        DatasetDict({split: _load_file(file) for split, file in files.items()}) if files else _load_named(arguments)
+    if arguments.dataset_name:
+        splits = _load_named(arguments)
+    else:
+        splits = DatasetDict({split: _load_file(file) for split, file in files.items()})
+        splits.update({split: _load_folder(folder) for split, folder in folders.items()})
+    empty = [split for split in splits if len(splits[split]) == 0]
+    if empty:
+        raise UsageError(f"the {empty[0]} split is empty")
+    return splits
+
+
+def load_labelled(
+    arguments: DataArguments, args: Any, checkpoint: str, folders: Mapping[str, str | None] | None = None
+) -> tuple[DatasetDict, LabelScheme, int]:
+    """
+    The splits a run needs, with their labels encoded in the column `labels` and noise on those of training.
+
+    Args:
+        arguments (`DataArguments`): where the examples come from.
+        args ([`~transformers.TrainingArguments`]): what is to be done, and the seed of the noise.
+        checkpoint (`str`): the model, whose labels hold where there is no training split.
+        folders (`Mapping[str, str | None]`, *optional*): see `load_splits`.
+
+    Returns:
+        `tuple[DatasetDict, LabelScheme, int]`: splits, label scheme, number of labels replaced by noise.
+    """
+    splits = load_splits(arguments, folders)
+    needed = {"train": args.do_train, "validation": args.do_eval, "test": args.do_predict}
+    for split, wanted in needed.items():
+        if wanted and split not in splits:
+            raise UsageError(f"there is no {split} split: the data have {', '.join(splits)}")
+    for split in set(splits) - {"train", *(split for split, wanted in needed.items() if wanted)}:
+        del splits[split]
+    first = "train" if "train" in splits else next(iter(splits))
+    column = find_label_column(splits[first], arguments.label_column) if first != "test" else arguments.label_column
+    scheme = (
+        infer_scheme(splits["train"], column, arguments.problem_type)
+        if "train" in splits
+        else LabelScheme.of_checkpoint(from_checkpoint(AutoConfig, checkpoint))
     )
     limits = {
         "train": arguments.max_train_samples,
         "validation": arguments.max_eval_samples,
         "test": arguments.max_predict_samples,
     }
+    replaced = 0
     for split in splits:
-        if len(splits[split]) == 0:
-            raise UsageError(f"the {split} split is empty")
-        limit = limits.get(split)
-        if limit is not None:
-            if limit < 1:
-                raise UsageError(f"at most {limit} examples of the {split} split: it must be at least 1")
-            splits[split] = splits[split].select(range(min(limit, len(splits[split]))))
-    return splits
+        limit = limits[split]
+        if limit is not None and limit < len(splits[split]):
+            # Not the first rows, which may all be of one class; the same ones in every run
+            splits[split] = splits[split].shuffle(seed=0).select(range(limit)).flatten_indices()
+        if split != "test" or column in splits[split].column_names:
+            splits[split] = encode(splits[split], find_label_column(splits[split], column), scheme, split)
+    if args.do_train:
+        seed = args.seed if args.data_seed is None else args.data_seed
+        splits["train"], replaced = add_label_noise(splits["train"], arguments.label_noise, scheme, seed)
+    return splits, scheme, replaced
 
 
 def _load_file(file: str):
@@ -58,6 +113,15 @@ def _load_file(file: str):
         raise UsageError(f"the file {file} cannot be read: {error.__cause__ or error}") from error
 
 
+def _load_folder(folder: str):
+    from datasets import load_dataset
+
+    try:
+        return load_dataset("imagefolder", data_dir=folder, split="train")
+    except Exception as error:  # Arrow's and datasets' own errors
+        raise UsageError(f"the folder {folder} cannot be read: {error.__cause__ or error}") from error
+
+
 def _load_named(arguments: DataArguments) -> DatasetDict:
     from datasets import DatasetDict, load_dataset, load_from_disk
 
@@ -68,6 +132,8 @@ def _load_named(arguments: DataArguments) -> DatasetDict:
         return load_demo_dataset(name)
     if (Path(name) / "dataset_dict.json").is_file():
         return load_from_disk(name)
+    if name.startswith((".", "/", "~")) and not Path(name).exists():
+        raise UsageError(f"dataset_name={name}: the folder does not exist")
     try:
         return DatasetDict(load_dataset(name, arguments.dataset_config_name))
     except Exception as error:  # datasets' and the Hub client's own errors

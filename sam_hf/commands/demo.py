@@ -109,8 +109,8 @@ def load_demo_dataset(name: str) -> DatasetDict:
     """
     The labelled data set `name` (with or without `demo:`).
 
-    `rotten-tomatoes`: 8,530 sentences of film reviews, negative or positive, split once and for all into `train` (7,464)
-    and `validation` (1,066) with equal shares of both labels.
+    `rotten-tomatoes`: 8,530 sentences of film reviews, negative or positive, split once and for all into `train`
+    (7,464) and `validation` (1,066) with equal shares of both labels.
     """
     from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
     from pandas import read_csv
@@ -149,7 +149,7 @@ def _asset(name: str, kind: str) -> Asset:
     return asset
 
 
-# --- EfficientNet-Lite0: from the package's state dict to a folder that `from_pretrained` takes -----------------------
+# --- EfficientNet-Lite0: from the package's state dict to a folder that `from_pretrained` takes ---------------------
 
 _EFFICIENTNET_CONFIG: dict[str, Any] = {
     "architecture": "tf_efficientnet_lite0",

@@ -147,8 +147,8 @@ class ImageTransform:
 
 def encoded_images(dataset: Dataset, column: str) -> Dataset:
     """
-    `dataset` with `column` as encoded images: an `Image` feature, the bytes or `{bytes, path}` of a plain parquet file,
-    or file names.
+    `dataset` with `column` as encoded images: an `Image` feature, the bytes or `{bytes, path}` of a plain parquet
+    file, or file names.
     """
     from datasets import Image
 

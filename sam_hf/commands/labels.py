@@ -12,6 +12,11 @@ from .cli import UsageError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+REGRESSION = "regression"
+SINGLE_LABEL = "single_label_classification"
+MULTI_LABEL = "multi_label_classification"
+PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+
 
 @dataclass(frozen=True)
 class LabelScheme:
@@ -19,6 +24,12 @@ class LabelScheme:
 
     problem_type: str
     names: list[str]
+
+    @classmethod
+    def of_checkpoint(cls, config: Any) -> LabelScheme:
+        """The scheme that a finetuned checkpoint was trained with, for runs that only evaluate or predict."""
+        names = [config.id2label[i] for i in range(config.num_labels)]
+        return cls(config.problem_type or (REGRESSION if len(names) == 1 else SINGLE_LABEL), names)
 
 
 def find_label_column(dataset: Dataset, given: str | None) -> str:
@@ -30,53 +41,80 @@ def find_label_column(dataset: Dataset, given: str | None) -> str:
     )
 
 
-def infer_scheme(dataset: Dataset, column: str) -> LabelScheme:
-    """Float labels: regression; others: single-label, named by ClassLabel or the sorted training labels."""
+def infer_scheme(dataset: Dataset, column: str, problem_type: str | None = None) -> LabelScheme:
+    """
+    Float labels make a regression, lists a multi-label problem, all others single-label classes, named by ClassLabel
+    or the sorted labels of `dataset`.
+
+    Args:
+        problem_type (`str`, *optional*): what the labels are, where their type does not say it.
+    """
     feature = dataset.features[column]
-    if hasattr(feature, "names"):
-        return LabelScheme("single_label_classification", list(feature.names))
-    dtype = str(getattr(feature, "dtype", ""))
-    if dtype.startswith("float"):
-        return LabelScheme("regression", [column])
-    if not dtype.startswith(("int", "uint", "string", "large_string", "bool")):
-        raise UsageError(f"labels of {feature} in the column {column}: they must be classes or numbers")
-    values = set(dataset[column])
-    if None in values:
+    values = _values(dataset, column)
+    if any(value is None for value in values):
         raise UsageError(f"the column {column} has examples without a label")
-    return LabelScheme("single_label_classification", [str(value) for value in sorted(values)])
+    is_list = hasattr(feature, "feature")
+    dtype = str(getattr(feature.feature if is_list else feature, "dtype", ""))
+    if not dtype.startswith(("int", "uint", "string", "large_string", "bool", "float")):
+        raise UsageError(f"the column {column} holds {feature}: labels must be classes, lists of classes or numbers")
+    natural = MULTI_LABEL if is_list else REGRESSION if dtype.startswith("float") else SINGLE_LABEL
+    wanted = problem_type or natural
+    if is_list != (wanted == MULTI_LABEL) or (wanted == REGRESSION and "string" in dtype):
+        raise UsageError(f"problem_type={wanted} does not fit the column {column}, which holds {feature}")
+    if wanted == REGRESSION:
+        return LabelScheme(wanted, [column])
+    classes = feature.feature if is_list else feature
+    if hasattr(classes, "names"):
+        return LabelScheme(wanted, list(classes.names))
+    seen = {label for value in values for label in value} if is_list else set(values)
+    return LabelScheme(wanted, [str(label) for label in sorted(seen)])
 
 
 def encode(dataset: Dataset, column: str, scheme: LabelScheme, split: str) -> Dataset:
     """`dataset` with its labels as the model takes them, in the column `labels`."""
-    from datasets import Value
+    from datasets import List, Value
 
-    values: list[Any] = dataset[column][:] if not isinstance(dataset[column], list) else dataset[column]
-    kind = Value("float32")
-    if scheme.problem_type == "single_label_classification":
-        kind = Value("int64")
-        if not hasattr(dataset.features[column], "names"):
-            index = {name: i for i, name in enumerate(scheme.names)}
-            unseen = sorted({str(value) for value in values} - set(index))
-            if unseen:
-                raise UsageError(f"labels of the {split} split that training never sees: {', '.join(unseen[:5])}")
-            values = [index[str(value)] for value in values]
+    values = _values(dataset, column)
+    kind: Any = Value("float32")
+    if scheme.problem_type != REGRESSION:
+        feature = dataset.features[column]
+        classes = getattr(feature, "feature", feature)
+        index = {name: i for i, name in enumerate(scheme.names)}
+
+        def position(label: Any) -> int:
+            name = classes.names[label] if hasattr(classes, "names") else str(label)
+            if name not in index:
+                raise UsageError(f"the {split} split has the label {name}, which training never sees")
+            return index[name]
+
+        if scheme.problem_type == SINGLE_LABEL:
+            values, kind = [position(label) for label in values], Value("int64")
+        else:
+            rows = [{position(label) for label in value} for value in values]
+            values = [[float(i in row) for i in range(len(index))] for row in rows]
+            kind = List(Value("float32"))
     return dataset.remove_columns(column).add_column("labels", values).cast_column("labels", kind)
 
 
 def add_label_noise(dataset: Dataset, rate: float, scheme: LabelScheme, seed: int) -> tuple[Dataset, int]:
     """
-    Replace exactly round(rate·n) of the encoded `labels`, each by another class drawn uniformly; the same seed gives
-    the same noise. Returns the data set and the number replaced.
+    Symmetric noise as in section 3.3 of arXiv 2010.01412: exactly round(rate·n) of the encoded `labels` are replaced,
+    each by another class drawn uniformly. The same seed gives the same noise.
+
+    Returns:
+        `tuple[Dataset, int]`: the data set and the number of labels replaced.
     """
-    if not 0 <= rate < 1:
-        raise UsageError(f"label_noise={rate} is not allowed: it must be at least 0 and below 1")
     if rate == 0:
         return dataset, 0
     classes = len(scheme.names)
-    if scheme.problem_type != "single_label_classification" or classes < 2:
+    if scheme.problem_type != SINGLE_LABEL or classes < 2:
         raise UsageError(f"label_noise={rate} needs single-label classification with two classes or more")
     generator = np.random.default_rng(seed)
-    labels = np.array(dataset["labels"][:])
+    labels = np.array(_values(dataset, "labels"))
     chosen = generator.choice(len(labels), size=round(rate * len(labels)), replace=False)
     labels[chosen] = (labels[chosen] + generator.integers(1, classes, size=len(chosen))) % classes
     return dataset.remove_columns("labels").add_column("labels", labels), len(chosen)
+
+
+def _values(dataset: Dataset, column: str) -> list[Any]:
+    return list(dataset.select_columns([column])[:][column])

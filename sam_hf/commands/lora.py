@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .cli import UsageError
 
+if TYPE_CHECKING:
+    from .arguments import ModelArguments
 
-def with_lora(model: Any, rank: int | None, alpha: float, dropout: float, targets: list[str] | None) -> Any:
-    """`model` with trainable adapters of `rank` and a trainable head, or as it is where `rank` is 0 or `None`."""
-    if not rank:
+
+def with_lora(model: Any, arguments: ModelArguments, head: str | None = None) -> Any:
+    """
+    `model` with trainable adapters and a trainable head, or as it is where no rank is given.
+
+    Args:
+        arguments (`ModelArguments`): the `lora_*` options.
+        head (`str`, *optional*): name of the head's module; peft knows it for text classification.
+    """
+    if not arguments.lora_r:
         return model
     try:
         from peft import LoraConfig, TaskType, get_peft_model
     except ImportError as error:
         raise UsageError('lora_r needs peft: pip install "sam-hf[peft]"') from error
     config = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=targets or "all-linear",
+        task_type=None if head else TaskType.SEQ_CLS,
+        r=arguments.lora_r,
+        lora_alpha=arguments.lora_alpha,
+        lora_dropout=arguments.lora_dropout,
+        target_modules=arguments.lora_target_modules or "all-linear",
+        exclude_modules=[head] if head else None,
+        modules_to_save=[head] if head else None,
     )
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise UsageError(f"lora_target_modules={arguments.lora_target_modules}: {error}") from error

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import expit, softmax
 
 from .cli import UsageError
+from .labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 if TYPE_CHECKING:
     from .labels import LabelScheme
@@ -21,14 +23,21 @@ def metrics_function(problem_type: str) -> Callable[[Any], dict[str, float]]:
     """A `compute_metrics` for Trainer over the metrics that this package carries."""
     import evaluate
 
-    name = "regression" if problem_type == "regression" else "classification"
+    name = {REGRESSION: "regression", MULTI_LABEL: "multi_label"}.get(problem_type, "classification")
     # Trainer hands over the gathered predictions: each process computes alone, and keeps no file that others wait for
     metric = evaluate.load(str(_METRICS / name), keep_in_memory=True)
 
     def compute_metrics(prediction: Any) -> dict[str, float]:
         scores = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-        outputs = scores.reshape(len(scores)) if problem_type == "regression" else scores.argmax(-1)
-        return metric.compute(predictions=outputs, references=prediction.label_ids)
+        references = prediction.label_ids
+        if problem_type == REGRESSION:
+            outputs = scores.reshape(len(scores))
+        elif problem_type == MULTI_LABEL:
+            # A probability above one half is a logit above zero
+            outputs, references = (scores > 0).astype(int), references.astype(int)
+        else:
+            outputs = scores.argmax(-1)
+        return metric.compute(predictions=outputs, references=references)
 
     return compute_metrics
 
@@ -55,36 +64,45 @@ def carry_out(
         result = trainer.train(resume_from_checkpoint=checkpoint)
         metrics = {**result.metrics, "train_label_noise": noise, "train_labels_replaced": replaced}
         trainer.save_model()
-        trainer.log_metrics("train", metrics)
-        trainer.save_metrics("train", metrics)
+        _record(trainer, "train", metrics)
         trainer.save_state()
     if args.do_eval:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
+        _record(trainer, "eval", trainer.evaluate())
     if args.do_predict:
-        scores = trainer.predict(predict_dataset).predictions
+        prediction = trainer.predict(predict_dataset)
+        _record(trainer, "predict", {k.replace("test_", "predict_", 1): v for k, v in prediction.metrics.items()})
         if trainer.is_world_process_zero():
-            _write_predictions(Path(args.output_dir) / "predictions.csv", scores, scheme)
+            write_predictions(Path(args.output_dir) / "predictions.csv", prediction.predictions, scheme)
     if args.push_to_hub:
         trainer.push_to_hub()
     if args.do_train and trainer.is_world_process_zero():
         print("\n".join(summary(trainer.state.log_history, args, noise, replaced)))
+    trainer.accelerator.end_training()  # leaves the process group, which aborts at exit otherwise
+
+
+def _record(trainer: Any, split: str, metrics: dict[str, float]) -> None:
+    trainer.log_metrics(split, metrics)
+    trainer.save_metrics(split, metrics)
 
 
 def summary(history: list[dict[str, float]], args: Any, noise: float, replaced: int) -> list[str]:
     """The lines of the final report."""
     evaluations = [entry for entry in history if "eval_loss" in entry]
     lines = ["", f"method {args.sam_method}, label noise {noise:g} ({replaced} labels replaced)"]
-    for key, name in (("eval_accuracy", "accuracy"), ("eval_mse", "mean squared error"), ("eval_loss", "eval loss")):
+    for key, name in (
+        ("eval_accuracy", "accuracy"),
+        ("eval_f1_micro", "micro F1"),
+        ("eval_mse", "mean squared error"),
+        ("eval_loss", "eval loss"),
+    ):
         values = [entry[key] for entry in evaluations if key in entry]
         if values:
             before = f"{values[0]:.4f} before, " if args.eval_on_start and len(values) > 1 else ""
             lines.append(f"{name}: {before}{values[-1]:.4f} after")
     for key, name in (
-        ("loss", "L(w)"),
-        ("sam_perturbed_loss", "L(w+ε)"),
-        ("sam_sharpness", "sharpness L(w+ε) - L(w)"),
+        ("loss", "L(w), last log"),
+        ("sam_perturbed_loss", "L(w+ε), last log"),
+        ("sam_sharpness", "sharpness L(w+ε) - L(w), last log"),
         ("sam_rho", "ρ"),
         ("train_runtime", "training seconds"),
     ):
@@ -94,16 +112,18 @@ def summary(history: list[dict[str, float]], args: Any, noise: float, replaced: 
     return [*lines, f"model written to {args.output_dir}"]
 
 
-def _write_predictions(path: Path, scores: Any, scheme: LabelScheme) -> None:
+def write_predictions(path: Path, scores: Any, scheme: LabelScheme) -> None:
+    """A row an example: the number predicted, or the label names and the probability of each class."""
     scores = scores[0] if isinstance(scores, tuple) else scores
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        if scheme.problem_type == "regression":
+        if scheme.problem_type == REGRESSION:
             writer.writerow(["index", "prediction"])
             writer.writerows(enumerate(scores.reshape(len(scores)).tolist()))
             return
-        exponentials = np.exp(scores - scores.max(-1, keepdims=True))
-        shares = exponentials / exponentials.sum(-1, keepdims=True)
         writer.writerow(["index", "prediction", *(f"probability_{name}" for name in scheme.names)])
+        single = scheme.problem_type == SINGLE_LABEL
+        shares = softmax(scores, axis=-1) if single else expit(scores)
         for i, row in enumerate(shares.tolist()):
-            writer.writerow([i, scheme.names[int(np.argmax(row))], *row])
+            chosen = [int(np.argmax(row))] if single else [j for j, share in enumerate(row) if share > 0.5]
+            writer.writerow([i, " ".join(scheme.names[j] for j in chosen), *row])

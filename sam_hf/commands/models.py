@@ -1,0 +1,27 @@
+"""Checkpoints: where they are, and errors that say so in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .cli import UsageError
+from .demo import demo_model_path, is_demo
+
+
+def model_path(name: str) -> str:
+    """What `from_pretrained` takes for `--model_name_or_path`: a folder, a Hub name, or the folder of `demo:NAME`."""
+    if is_demo(name):
+        return demo_model_path(name)
+    is_hub_name = name.count("/") <= 1 and not name.startswith((".", "/", "~"))
+    if not Path(name).is_dir() and not is_hub_name:
+        raise UsageError(f"model_name_or_path={name}: the folder does not exist")
+    return name
+
+
+def from_checkpoint(auto_class: Any, path: str, **kwargs: Any) -> Any:
+    """`auto_class.from_pretrained(path, ...)`, with an unknown name or an incomplete folder as one line."""
+    try:
+        return auto_class.from_pretrained(path, **kwargs)
+    except OSError as error:
+        raise UsageError(f"model_name_or_path={path} cannot be loaded: {error}") from error
