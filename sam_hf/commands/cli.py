@@ -26,15 +26,13 @@ def parse_arguments(dataclass_types: Sequence[type], argv: Sequence[str], descri
     """
     Instances of `dataclass_types` from `argv`. `--config file.yaml` gives values that the other options override.
     """
-    from transformers import HfArgumentParser
+    from .help import Parser
 
-    class Parser(HfArgumentParser):
-        def error(self, message):
-            raise UsageError(message)
-
-    parser = Parser(list(dataclass_types), description=description, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE", help="YAML file of options; options given beside it win.")
+    parser = Parser(dataclass_types, description=description, allow_abbrev=False)
     config, rest = _split_config(list(argv))
+    if "--help_all" in rest:
+        print(parser.format_help(everything=True))
+        sys.exit(0)
     known = [name for name in parser._option_string_actions if name.startswith("--")]
     given = (_config_options(config, known) if config is not None else []) + rest
     try:

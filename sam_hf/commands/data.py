@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig
 
 from .cli import UsageError
-from .labels import LabelScheme, add_label_noise, encode, find_label_column, infer_scheme
+from .labels import LabelScheme, add_label_noise, encode, find_label_column, has_labels, infer_scheme
 from .models import from_checkpoint
 
 if TYPE_CHECKING:
@@ -31,20 +31,20 @@ def load_splits(arguments: DataArguments, folders: Mapping[str, str | None] | No
     from datasets import DatasetDict
 
     files = {"train": arguments.train_file, "validation": arguments.validation_file, "test": arguments.test_file}
-    files = {split: file for split, file in files.items() if file is not None}
-    folders = {split: folder for split, folder in (folders or {}).items() if folder is not None}
-    twice = sorted(files.keys() & folders.keys())
+    given_files = {split: file for split, file in files.items() if file is not None}
+    given_folders = {split: folder for split, folder in (folders or {}).items() if folder is not None}
+    twice = sorted(given_files.keys() & given_folders.keys())
     if twice:
         raise UsageError(f"both a file and a folder were given for {twice[0]}: give one or the other")
-    if arguments.dataset_name and (files or folders):
+    if arguments.dataset_name and (given_files or given_folders):
         raise UsageError(f"dataset_name={arguments.dataset_name} and files were given: give one or the other")
-    if not arguments.dataset_name and not files and not folders:
+    if not arguments.dataset_name and not given_files and not given_folders:
         raise UsageError("no data: give dataset_name, or train_file, validation_file or test_file")
     if arguments.dataset_name:
-        splits = _load_named(arguments)
+        splits = _load_named(arguments.dataset_name, arguments.dataset_config_name)
     else:
-        splits = DatasetDict({split: _load_file(file) for split, file in files.items()})
-        splits.update({split: _load_folder(folder) for split, folder in folders.items()})
+        splits = DatasetDict({split: _load_file(file) for split, file in given_files.items()})
+        splits.update({split: _load_folder(folder) for split, folder in given_folders.items()})
     empty = [split for split in splits if len(splits[split]) == 0]
     if empty:
         raise UsageError(f"the {empty[0]} split is empty")
@@ -68,18 +68,19 @@ def load_labelled(
     """
     splits = load_splits(arguments, folders)
     needed = {"train": args.do_train, "validation": args.do_eval, "test": args.do_predict}
+    if not any(needed.values()):
+        raise UsageError("nothing to do: give do_train, do_eval or do_predict")
     for split, wanted in needed.items():
         if wanted and split not in splits:
             raise UsageError(f"there is no {split} split: the data have {', '.join(splits)}")
     for split in set(splits) - {"train", *(split for split, wanted in needed.items() if wanted)}:
         del splits[split]
-    first = "train" if "train" in splits else next(iter(splits))
-    column = find_label_column(splits[first], arguments.label_column) if first != "test" else arguments.label_column
-    scheme = (
-        infer_scheme(splits["train"], column, arguments.problem_type)
-        if "train" in splits
-        else LabelScheme.of_checkpoint(from_checkpoint(AutoConfig, checkpoint))
-    )
+    first = next((split for split in ("train", "validation") if split in splits), None)
+    column = find_label_column(splits[first], arguments.label_column) if first else arguments.label_column or "label"
+    if "train" in splits:
+        scheme = infer_scheme(splits["train"], column, arguments.problem_type)
+    else:
+        scheme = LabelScheme.of_checkpoint(from_checkpoint(AutoConfig, checkpoint))
     limits = {
         "train": arguments.max_train_samples,
         "validation": arguments.max_eval_samples,
@@ -91,7 +92,7 @@ def load_labelled(
         if limit is not None and limit < len(splits[split]):
             # Not the first rows, which may all be of one class; the same ones in every run
             splits[split] = splits[split].shuffle(seed=0).select(range(limit)).flatten_indices()
-        if split != "test" or column in splits[split].column_names:
+        if split != "test" or has_labels(splits[split], column):
             splits[split] = encode(splits[split], find_label_column(splits[split], column), scheme, split)
     if args.do_train:
         seed = args.seed if args.data_seed is None else args.data_seed
@@ -122,12 +123,11 @@ def _load_folder(folder: str):
         raise UsageError(f"the folder {folder} cannot be read: {error.__cause__ or error}") from error
 
 
-def _load_named(arguments: DataArguments) -> DatasetDict:
+def _load_named(name: str, configuration: str | None) -> DatasetDict:
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     from .demo import is_demo, load_demo_dataset
 
-    name = arguments.dataset_name
     if is_demo(name):
         return load_demo_dataset(name)
     if (Path(name) / "dataset_dict.json").is_file():
@@ -135,6 +135,6 @@ def _load_named(arguments: DataArguments) -> DatasetDict:
     if name.startswith((".", "/", "~")) and not Path(name).exists():
         raise UsageError(f"dataset_name={name}: the folder does not exist")
     try:
-        return DatasetDict(load_dataset(name, arguments.dataset_config_name))
+        return DatasetDict(load_dataset(name, configuration))
     except Exception as error:  # datasets' and the Hub client's own errors
         raise UsageError(f"the data set {name} cannot be loaded: {error}") from error

@@ -23,7 +23,7 @@ from .cli import UsageError
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
-    from torch import Tensor, nn
+    from torch import Tensor
 
 PREFIX = "demo:"
 
@@ -230,7 +230,7 @@ def _write_efficientnet(source: Path, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(_EFFICIENTNET_CONFIG, indent=2) + "\n", encoding="utf-8")
 
 
-def timm_names(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def timm_names(state: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
     """The tensors of an EfficientNet in the package's naming, under the names they have in timm's `model`."""
     # The package counts the blocks through, timm within each stage
     blocks = [

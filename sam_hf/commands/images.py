@@ -196,7 +196,8 @@ def decode(image: dict[str, Any] | None, headers_only: bool = False) -> PILImage
     if content is None and not (path and Path(path).is_file()):
         raise BrokenImageError(f"{name} does not exist")
     try:
-        picture = PILImage.open(io.BytesIO(content) if content is not None else path)
+        source: Any = io.BytesIO(content) if content is not None else path
+        picture = PILImage.open(source)
         if headers_only:
             picture.close()
             return picture
@@ -243,7 +244,7 @@ def _timm_interpolation(name: str) -> int:
     return int(getattr(PILImage.Resampling, name.upper(), PILImage.Resampling.BICUBIC))
 
 
-def _processor_sizes(processor: Any, config: PreTrainedConfig) -> tuple[tuple[int, int], int | tuple[int, int]]:
+def _processor_sizes(processor: Any, config: PreTrainedConfig) -> Any:
     size = getattr(processor, "size", None) or {}
     exact = _height_and_width(size)
     shortest = size.get("shortest_edge")

@@ -1,0 +1,69 @@
+"""A parser whose help fits a person: this package's options and the common ones of Trainer, in titled groups."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from dataclasses import fields
+
+from transformers import HfArgumentParser, TrainingArguments
+
+from ..training_args import SAMArguments
+from .arguments import ModelArguments
+from .cli import UsageError
+
+# What people set in finetuning runs, of the hundred and more that TrainingArguments has
+_COMMON = (
+    "output_dir do_train do_eval do_predict num_train_epochs max_steps per_device_train_batch_size "
+    "per_device_eval_batch_size gradient_accumulation_steps learning_rate lr_scheduler_type warmup_steps "
+    "weight_decay max_grad_norm optim label_smoothing_factor bf16 fp16 gradient_checkpointing eval_strategy "
+    "eval_steps eval_on_start save_strategy save_steps save_total_limit load_best_model_at_end "
+    "metric_for_best_model logging_steps report_to resume_from_checkpoint seed data_seed dataloader_num_workers "
+    "push_to_hub hub_model_id hub_private_repo "
+).split()
+
+
+class Parser(HfArgumentParser):
+    """[`~transformers.HfArgumentParser`] with `--config`, a readable help and errors as `UsageError`."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.add_argument("--config", metavar="FILE", help="YAML file of options; options given beside it win.")
+        self.add_argument("--help_all", action="store_true", help="Show every option of TrainingArguments too.")
+
+    def error(self, message):
+        raise UsageError(message)
+
+    def format_help(self, everything: bool = False) -> str:
+        sam = {f.name for f in fields(SAMArguments)}
+        model = {f.name for f in fields(ModelArguments)}
+        trainer = {f.name for f in fields(TrainingArguments)}
+        groups: dict[str, list[argparse.Action]] = {
+            "Data": [],
+            "Model": [],
+            "Sharpness-Aware Minimization": [],
+            "Training": [],
+            "Other": [],
+        }
+        for action in self._actions:
+            name = action.dest
+            if name in sam:
+                title = "Sharpness-Aware Minimization"
+            elif name in model:
+                title = "Model"
+            elif name in trainer:
+                title = "Training" if everything or name in _COMMON else ""
+            else:
+                title = "Other" if name in ("help", "help_all", "config") else "Data"
+            if title and action.option_strings and not action.option_strings[0].startswith("--no_"):
+                shown = copy.copy(action)
+                shown.option_strings = action.option_strings[:1]  # not the same once more with hyphens
+                groups[title].append(shown)
+        formatter = argparse.ArgumentDefaultsHelpFormatter(self.prog, max_help_position=32, width=110)
+        formatter.add_text(f"usage: {self.prog} [--config FILE] [--option value ...]")
+        formatter.add_text(self.description)
+        for title, actions in groups.items():
+            formatter.start_section(title)
+            formatter.add_arguments(actions)
+            formatter.end_section()
+        return formatter.format_help()
