@@ -30,7 +30,7 @@ class RunningMeans:
         self._sums = torch.zeros(2, len(NAMES), dtype=dtype, device=device)
 
     def add(self, name: str, value: Tensor | float) -> None:
-        value = torch.as_tensor(value).detach().to(self._sums)
+        value = torch.as_tensor(value, dtype=self._sums.dtype, device=self._sums.device).detach()
         finite = value.isfinite()
         index = NAMES.index(name)
         self._sums[0, index] += torch.where(finite, value, 0)

@@ -1,7 +1,8 @@
 """Sharpness-Aware Minimization written out once more, naively, in float64: what the package is compared with.
 
 Nothing here imports `sam_hf` or `torch.optim`. The weights are one flat vector; a window is a list of micro-batches,
-and a micro-batch a list of examples, each with the weight that its loss has in the window's loss. Speed is of no concern.
+and a micro-batch a list of examples, each with the weight that its loss has in the window's loss. Speed is of no
+concern.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def value_and_gradient(loss: Loss, w: torch.Tensor, group: list[Example]) -> tup
         point = w.clone().requires_grad_(True)
         example_loss = factor * loss(point, example)
         gradient += torch.autograd.grad(example_loss, point)[0]
-        value += float(example_loss)
+        value += float(example_loss.detach())
     return value, gradient
 
 
