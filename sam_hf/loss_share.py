@@ -26,12 +26,18 @@ def label_share(part: dict[str, Any], whole: dict[str, Any]) -> float | Tensor:
     return first_dimension(part) / first_dimension(whole)
 
 
-def is_mean(loss: Callable[[Any], Tensor], num_items: Any) -> bool:
-    """Whether `loss(num_items)`, a loss over some examples, ignores the number it should be normalised by."""
+def is_mean(loss: Callable[[Any], Tensor], num_items: Any) -> bool | None:
+    """
+    Whether `loss(num_items)`, a loss over some examples, ignores the number it should be normalised by; `None` where
+    these examples cannot tell: without a single label a sum is 0 and a mean NaN, whatever they are divided by.
+    """
     if num_items is None:
         return True
     with torch.no_grad():
-        return bool(torch.equal(loss(num_items), loss(2 * num_items)))
+        value = loss(num_items).sum()  # one loss a device under nn.DataParallel
+        if value == 0 or not value.isfinite():
+            return None
+        return bool(torch.equal(value, loss(2 * num_items).sum()))
 
 
 @contextmanager

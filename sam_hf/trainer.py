@@ -159,7 +159,7 @@ class SAMMixin(_Trainer):
     ) -> Tensor:
         """One forward and backward of the Trainer below, over its own copy of the inputs: overrides pop from them."""
         weighted: AbstractContextManager = nullcontext()
-        if piece.whole is not None and self._slices_are_means(model, piece.inputs, num_items_in_batch):
+        if piece.whole is not None and self._slices_are_means(model, piece.whole, num_items_in_batch):
             share = label_share(piece.inputs, piece.whole)
             weighted = weighted_by(self, share, not self._expects_scaled_loss(num_items_in_batch))
         with weighted:
@@ -184,7 +184,7 @@ class SAMMixin(_Trainer):
         )
 
     def _slices_are_means(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> bool:
-        """Asked once a run, at the first slice; leaves generators and running statistics as they were."""
+        """Asked once a run, of the first micro-batch with labels; leaves generators and running statistics alone."""
         if self._sam_loss_is_mean is None:
             model.train()
             random = RandomState(random_devices(model, self.args.device, self.args.n_gpu))
@@ -196,7 +196,7 @@ class SAMMixin(_Trainer):
             with statistics_held(model):
                 self._sam_loss_is_mean = is_mean(loss, num_items_in_batch)
             random.restore()
-        return self._sam_loss_is_mean
+        return self._sam_loss_is_mean is not False  # of no labels at all, a mean weighs 0 and a sum is 0
 
     def _loss_scale(self) -> Tensor | None:
         scaler = self.accelerator.scaler
@@ -212,6 +212,8 @@ class SAMMixin(_Trainer):
 
     def _warn_of_rounding(self, ratio: Tensor | float | None) -> None:
         if ratio is None or self._sam_rounding_warned or float(ratio) >= _ENOUGH_OF_EPSILON:
+            return
+        if self.sam_args.sam_stochastic_rounding:  # all of ε survives in expectation; a low ratio is noise
             return
         self._sam_rounding_warned = True
         logger.warning(

@@ -16,11 +16,20 @@ from sam_hf.commands.cli import UsageError, parse_arguments, run
 class ImageArguments(DataArguments):
     train_dir: str | None = option(None, "Training images: a folder that holds one folder a class.")
     validation_dir: str | None = option(None, "Validation images, in class folders.")
-    test_dir: str | None = option(None, "Images to predict, in class folders.")
-    image_column: str = option("image", "Column with the images.")
+    test_dir: str | None = option(None, "Images to predict, in class folders or in none.")
+    image_column: str | None = option(None, "Column with the images. Default: the one that holds some, or image.")
     image_size: int | None = option(None, "Height and width of the model's input. Default: the checkpoint's.")
     crop_scale_min: float = option(0.08, "Least share of the area in a random crop; 1 takes the centre crop.")
     horizontal_flip: float = option(0.5, "Probability of mirroring a training image.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.image_size is not None and self.image_size < 1:
+            raise UsageError(f"image_size={self.image_size} is not allowed: it must be at least 1")
+        if not 0 < self.crop_scale_min <= 1:
+            raise UsageError(f"crop_scale_min={self.crop_scale_min} is not allowed: it must be above 0, at most 1")
+        if not 0 <= self.horizontal_flip <= 1:
+            raise UsageError(f"horizontal_flip={self.horizontal_flip} is not allowed: it must be from 0 to 1")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -34,7 +43,15 @@ def main(argv: list[str] | None = None) -> None:
 
     from sam_hf import SAMTrainer
     from sam_hf.commands.data import load_labelled
-    from sam_hf.commands.images import ImageFormat, ImageTransform, check_class_folders, check_images, encoded_images
+    from sam_hf.commands.image_format import ImageFormat
+    from sam_hf.commands.images import (
+        BrokenImageError,
+        ImageTransform,
+        check_image_folder,
+        check_images,
+        encoded_images,
+        find_image_column,
+    )
     from sam_hf.commands.lora import with_lora
     from sam_hf.commands.loss import loss_function
     from sam_hf.commands.models import from_checkpoint, model_path
@@ -45,14 +62,16 @@ def main(argv: list[str] | None = None) -> None:
     resume_from = find_checkpoint(args, model_arguments.overwrite_output_dir)
     path = model_path(model_arguments.model_name_or_path)
     folders = {"train": data.train_dir, "validation": data.validation_dir, "test": data.test_dir}
-    for folder in filter(None, folders.values()):
-        check_class_folders(folder)
+    for split, folder in folders.items():
+        if folder is not None:
+            check_image_folder(folder, needs_classes=split != "test")
     splits, scheme, replaced = load_labelled(data, args, path, folders)
     if scheme.problem_type != "single_label_classification":
         raise UsageError(f"labels of images must be classes: these make a {scheme.problem_type}")
-    for split in splits:
-        splits[split] = encoded_images(splits[split], data.image_column)
-        check_images(splits[split], data.image_column, split)
+    columns = {split: find_image_column(splits[split], data.image_column) for split in splits}
+    encoded = {split: encoded_images(splits[split], columns[split]) for split in splits}
+    for split in encoded:
+        check_images(encoded[split], columns[split], split)
 
     processor = from_checkpoint(AutoImageProcessor, path)
     model = from_checkpoint(
@@ -64,17 +83,20 @@ def main(argv: list[str] | None = None) -> None:
         ignore_mismatched_sizes=True,
     )
     image_format = ImageFormat.of(processor, model.config, data.image_size)
-    model = with_lora(model, model_arguments, head=head_name(model))
-    for split in splits:
+    if data.image_size is not None:
+        check_image_size(model, image_format)
+        image_format.write_to(processor, model.config)
+    model = with_lora(model, model_arguments, head=head_name(model) if model_arguments.lora_r else None)
+    for split in encoded:
         transform = ImageTransform(
             image_format,
-            data.image_column,
+            columns[split],
             label_column="labels",
             train=split == "train",
             crop_scale_min=data.crop_scale_min,
             horizontal_flip=data.horizontal_flip,
         )
-        splits[split] = splits[split].with_transform(transform)
+        splits[split] = encoded[split].with_transform(transform)
 
     trainer = SAMTrainer(
         model=model,
@@ -85,14 +107,32 @@ def main(argv: list[str] | None = None) -> None:
         compute_loss_func=loss_function(scheme.problem_type, args.label_smoothing_factor),
         compute_metrics=metrics_function(scheme.problem_type),
     )
-    carry_out(trainer, scheme, resume_from, replaced, data.label_noise, splits.get("test"))
+    try:
+        carry_out(trainer, scheme, resume_from, replaced, data.label_noise, splits.get("test"))
+    except BrokenImageError:
+        for split in encoded:  # the header was sound; which row it is, only decoding every image tells
+            check_images(encoded[split], columns[split], split, decoded=True)
+        raise
 
 
 def head_name(model) -> str:
     """The module that gives the logits: the last linear one with an output a class."""
-    return [n for n, module in model.named_modules() if getattr(module, "out_features", 0) == model.config.num_labels][
-        -1
-    ]
+    heads = [n for n, module in model.named_modules() if getattr(module, "out_features", 0) == model.config.num_labels]
+    if not heads:
+        raise UsageError(f"lora_r: {type(model).__name__} has no linear layer that gives the logits")
+    return heads[-1]
+
+
+def check_image_size(model, image_format) -> None:
+    """Refuse a size that the checkpoint cannot take, most often for its position embeddings."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, image_format.channels, *image_format.crop, dtype=model.dtype))
+    except (ValueError, RuntimeError, AssertionError) as error:
+        height, width = image_format.crop
+        raise UsageError(f"image_size: the checkpoint does not take {height}×{width}: {error}") from error
 
 
 if __name__ == "__main__":

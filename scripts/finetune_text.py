@@ -85,6 +85,9 @@ def text_columns(dataset, data: TextArguments) -> list[str]:
         and name.lower() not in ("id", "idx", "guid")
     ]
     columns = given or strings
+    empty = [name for name in columns if name in dataset.column_names and None in dataset.unique(name)]
+    if empty:
+        raise UsageError(f"the column {empty[0]} has examples without a text")
     if missing or not 1 <= len(columns) <= 2:
         raise UsageError(f"name text_column (and text_pair_column): the columns are {', '.join(dataset.column_names)}")
     return columns

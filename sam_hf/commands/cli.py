@@ -34,7 +34,9 @@ def parse_arguments(dataclass_types: Sequence[type], argv: Sequence[str], descri
         print(parser.format_help(everything=True))
         sys.exit(0)
     known = [name for name in parser._option_string_actions if name.startswith("--")]
-    given = (_config_options(config, known) if config is not None else []) + rest
+    given = (
+        _config_options(config, known, {a.dest: a.choices for a in parser._actions}) if config is not None else []
+    ) + rest
     try:
         *instances, unknown = parser.parse_args_into_dataclasses(
             given, return_remaining_strings=True, look_for_args_file=False
@@ -64,7 +66,7 @@ def _split_config(argv: list[str]) -> tuple[str | None, list[str]]:
     return config, rest
 
 
-def _config_options(path: str, known: list[str]) -> list[str]:
+def _config_options(path: str, known: list[str], choices: dict[str, Any]) -> list[str]:
     import yaml
 
     try:
@@ -76,10 +78,12 @@ def _config_options(path: str, known: list[str]) -> list[str]:
         raise UsageError(f"the configuration {path} must hold `option: value` lines")
     options: list[str] = []
     for key, value in values.items():
-        if f"--{key}" not in known:
+        if f"--{key}" not in known or key == "config":
             raise UsageError(f"{path}: {_unknown(str(key), known)}")
         if isinstance(value, list):
-            options += [f"--{key}", *map(str, value)]
+            options += [f"--{key}", *map(str, value)] if value else []
+        elif isinstance(value, bool) and "no" in (choices.get(key) or ()):
+            options.append(f"--{key}={'yes' if value else 'no'}")  # YAML reads `eval_strategy: no` as false
         elif value is not None:
             options.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
     return options

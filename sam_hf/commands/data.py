@@ -67,16 +67,19 @@ def load_labelled(
         `tuple[DatasetDict, LabelScheme, int]`: splits, label scheme, number of labels replaced by noise.
     """
     splits = load_splits(arguments, folders)
-    needed = {"train": args.do_train, "validation": args.do_eval, "test": args.do_predict}
+    needed = {"train": args.do_train, "validation": args.do_eval or args.eval_on_start, "test": args.do_predict}
     if not any(needed.values()):
         raise UsageError("nothing to do: give do_train, do_eval or do_predict")
     for split, wanted in needed.items():
         if wanted and split not in splits:
             raise UsageError(f"there is no {split} split: the data have {', '.join(splits)}")
-    for split in set(splits) - {"train", *(split for split, wanted in needed.items() if wanted)}:
+    for split in [split for split in splits if not needed.get(split)]:
         del splits[split]
-    first = next((split for split in ("train", "validation") if split in splits), None)
-    column = find_label_column(splits[first], arguments.label_column) if first else arguments.label_column or "label"
+    if "train" in splits or "validation" in splits:
+        column = find_label_column(splits["train" if "train" in splits else "validation"], arguments.label_column)
+    else:
+        guesses = [arguments.label_column, "label", "labels"]
+        column = next((name for name in guesses if name and name in splits["test"].column_names), "label")
     if "train" in splits:
         scheme = infer_scheme(splits["train"], column, arguments.problem_type)
     else:
@@ -92,7 +95,9 @@ def load_labelled(
         if limit is not None and limit < len(splits[split]):
             # Not the first rows, which may all be of one class; the same ones in every run
             splits[split] = splits[split].shuffle(seed=0).select(range(limit)).flatten_indices()
-        if split != "test" or has_labels(splits[split], column):
+        if split == "test" and not has_labels(splits[split], column, scheme):
+            splits[split] = splits[split].remove_columns([c for c in [column] if c in splits[split].column_names])
+        else:
             splits[split] = encode(splits[split], find_label_column(splits[split], column), scheme, split)
     if args.do_train:
         seed = args.seed if args.data_seed is None else args.data_seed
@@ -118,20 +123,25 @@ def _load_folder(folder: str):
     from datasets import load_dataset
 
     try:
-        return load_dataset("imagefolder", data_dir=folder, split="train")
+        # A pattern for every file, or datasets takes a class folder or file that is named "test" for a split
+        files = {"train": "**"}
+        dataset = load_dataset("imagefolder", data_dir=folder, data_files=files, drop_labels=False, split="train")
     except Exception as error:  # Arrow's and datasets' own errors
         raise UsageError(f"the folder {folder} cannot be read: {error.__cause__ or error}") from error
+    has_classes = any(entry.is_dir() for entry in Path(folder).iterdir())
+    return dataset if has_classes else dataset.remove_columns("label")
 
 
 def _load_named(name: str, configuration: str | None) -> DatasetDict:
-    from datasets import DatasetDict, load_dataset, load_from_disk
+    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
     from .demo import is_demo, load_demo_dataset
 
     if is_demo(name):
         return load_demo_dataset(name)
-    if (Path(name) / "dataset_dict.json").is_file():
-        return load_from_disk(name)
+    if any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json")):
+        saved = load_from_disk(name)
+        return DatasetDict({"train": saved}) if isinstance(saved, Dataset) else saved
     if name.startswith((".", "/", "~")) and not Path(name).exists():
         raise UsageError(f"dataset_name={name}: the folder does not exist")
     try:

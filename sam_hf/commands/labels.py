@@ -41,9 +41,10 @@ def find_label_column(dataset: Dataset, given: str | None) -> str:
     )
 
 
-def has_labels(dataset: Dataset, column: str | None) -> bool:
-    """Whether examples to predict come with labels; test sets on the Hub often hold −1 or nothing instead."""
-    return column in dataset.column_names and all(value not in (None, -1) for value in _values(dataset, str(column)))
+def has_labels(dataset: Dataset, column: str, scheme: LabelScheme) -> bool:
+    """Whether examples to predict come with labels; test sets of classes on the Hub often hold −1 or nothing."""
+    missing = (None,) if scheme.problem_type == REGRESSION else (None, -1)
+    return column in dataset.column_names and all(value not in missing for value in _values(dataset, column))
 
 
 def infer_scheme(dataset: Dataset, column: str, problem_type: str | None = None) -> LabelScheme:

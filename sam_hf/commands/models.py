@@ -23,5 +23,5 @@ def from_checkpoint(auto_class: Any, path: str, **kwargs: Any) -> Any:
     """`auto_class.from_pretrained(path, ...)`, with an unknown name or an incomplete folder as one line."""
     try:
         return auto_class.from_pretrained(path, **kwargs)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"model_name_or_path={path} cannot be loaded: {error}") from error

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import expit, softmax
+from transformers import TrainerCallback
 
 from .cli import UsageError
 from .labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
@@ -50,6 +51,8 @@ def find_checkpoint(args: Any, overwrite: bool) -> str | None:
         if not Path(args.resume_from_checkpoint).is_dir():
             raise UsageError(f"resume_from_checkpoint={args.resume_from_checkpoint} does not exist")
         return args.resume_from_checkpoint
+    if Path(args.output_dir).is_file():
+        raise UsageError(f"output_dir={args.output_dir} is a file: it must be a folder")
     if overwrite or not Path(args.output_dir).is_dir():
         return None
     return get_last_checkpoint(args.output_dir)
@@ -61,10 +64,13 @@ def carry_out(
     """Train, evaluate and predict as `trainer.args` ask, write the results and print a summary."""
     args = trainer.args
     if args.do_train:
+        trainer.add_callback(LogAtTheEnd)
         result = trainer.train(resume_from_checkpoint=checkpoint)
         metrics = {**result.metrics, "train_label_noise": noise, "train_labels_replaced": replaced}
         trainer.save_model()
         _record(trainer, "train", metrics)
+        if hasattr(trainer.model, "peft_config") and args.should_save:
+            trainer.model.config.save_pretrained(args.output_dir)  # label names, without which it cannot be evaluated
         trainer.save_state()
     if args.do_eval:
         _record(trainer, "eval", trainer.evaluate())
@@ -78,6 +84,13 @@ def carry_out(
     if args.do_train and trainer.is_world_process_zero():
         print("\n".join(summary(trainer.state.log_history, args, noise, replaced)))
     trainer.accelerator.end_training()  # leaves the process group, which aborts at exit otherwise
+
+
+class LogAtTheEnd(TrainerCallback):
+    """A run that is shorter than `logging_steps` reports its losses too."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_log |= state.global_step >= state.max_steps
 
 
 def _record(trainer: Any, split: str, metrics: dict[str, float]) -> None:

@@ -20,12 +20,12 @@ def largest_difference(first: dict, second: dict) -> float:
 
 def trained(main, folder, method: str, batch: int, accumulation: int, *options) -> dict:
     # SGD: Adam's first steps are the sign of the gradient, which rounding can turn
-    shared = "--do_train --max_steps 4 --optim sgd --learning_rate .1 --lr_scheduler_type constant --sam_rho .1"
-    main(
-        [*map(str, options), *shared.split(), "--output_dir", str(folder), "--sam_method", method]
-        + ["--per_device_train_batch_size", str(batch), "--gradient_accumulation_steps", str(accumulation)]
-        + ["--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true", "--save_strategy", "no"]
+    shared = (
+        "--do_train --max_steps 4 --optim sgd --learning_rate .1 --lr_scheduler_type constant --sam_rho .1 "
+        f"--per_device_train_batch_size {batch} --gradient_accumulation_steps {accumulation} --sam_method {method} "
+        "--report_to none --disable_tqdm true --use_cpu true --save_strategy no"
     )
+    main([*map(str, options), *shared.split(), "--output_dir", str(folder)])
     return load_file(folder / "model.safetensors")
 
 

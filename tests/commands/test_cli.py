@@ -1,0 +1,123 @@
+"""Options from a YAML file and the command line, and the help."""
+
+from __future__ import annotations
+
+
+import pytest
+
+from sam_hf import SAMTrainingArguments
+from sam_hf.commands.arguments import DataArguments, ModelArguments
+from sam_hf.commands.cli import UsageError, parse_arguments, run
+
+
+def parse(*argv: str):
+    return parse_arguments([DataArguments, ModelArguments, SAMTrainingArguments], argv, "A program.")
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(text: str) -> str:
+        path = tmp_path / "config.yaml"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def test_config_and_overriding_options(config):
+    path = config(
+        "model_name_or_path: folder\n"
+        "train_file: train.csv\n"
+        "do_train: true\n"
+        "sam_replay_rng: false\n"
+        "lora_target_modules: [query, value]\n"
+        "learning_rate: 2e-5\n"
+        "sam_rho: 0.1\n"
+        "label_column: null\n"
+        "lr_scheduler_kwargs: {num_cycles: 2}\n"
+    )
+    data, model, args = parse("--sam_rho", "0.02", "--config", path, "--max_train_samples=7")
+    assert (data.train_file, data.label_column, data.max_train_samples) == ("train.csv", None, 7)
+    assert model.lora_target_modules == ["query", "value"]
+    assert (args.do_train, args.sam_replay_rng) == (True, False)
+    assert (args.learning_rate, args.sam_rho) == (2e-5, 0.02)
+    assert args.lr_scheduler_kwargs == {"num_cycles": 2}
+
+
+def test_config_with_an_equals_sign(config):
+    assert parse("--config=" + config("model_name_or_path: folder\nseed: 5\n"))[2].seed == 5
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("sam_roh: 0.1", "unknown option sam_roh: did you mean sam_rho?"),
+        ("qqqqqq: 1", "unknown option qqqqqq: see --help"),
+        ("- sam_rho", "must hold"),
+        ("sam_rho: [1", "cannot be read"),
+    ],
+)
+def test_config_that_cannot_be_used(config, text, message):
+    with pytest.raises(UsageError) as error:
+        parse("--model_name_or_path", "folder", "--config", config(text))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--config"], "--config needs"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["--sam_roh=1"], "did you mean sam_rho?"),
+        (["--sam_rho", "wide"], "wide"),
+        (["--sam_rho", "-1"], "sam_rho=-1.0 is not allowed"),
+        (["--sam_method", "sharp"], "sharp"),
+        (["--max_train_samples", "0"], "max_train_samples=0 is not allowed"),
+        (["--label_noise", "1"], "label_noise=1.0 is not allowed"),
+    ],
+)
+def test_options_that_cannot_be_used(argv, message):
+    with pytest.raises(UsageError) as error:
+        parse("--model_name_or_path", "folder", *argv)
+    assert message in str(error.value)
+
+
+def test_options_are_not_abbreviated():
+    with pytest.raises(UsageError, match="unknown option --model_name"):
+        parse("--model_name", "folder", "--model_name_or_path", "folder")
+
+
+def test_model_is_required():
+    with pytest.raises(UsageError, match="model_name_or_path is missing"):
+        parse()
+
+
+@pytest.mark.parametrize("option, everything", [("--help", False), ("--help_all", True)])
+def test_help(capsys, option, everything):
+    with pytest.raises(SystemExit) as stop:
+        parse(option)
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for title in ("Data", "Model", "Sharpness-Aware Minimization", "Training"):
+        assert f"{title}:" in shown
+    for name in ("--sam_rho", "--train_file", "--lora_r", "--learning_rate", "--config"):
+        assert name in shown
+    assert ("--adam_beta1" in shown) == everything
+
+
+def test_an_error_of_use_is_one_line_and_status_2(capsys):
+    def main():
+        raise UsageError("two\n  lines")
+
+    with pytest.raises(SystemExit) as stop:
+        run(main)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: two lines\n"
+
+
+def test_other_errors_keep_their_traceback():
+    def main():
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError):
+        run(main)

@@ -1,0 +1,264 @@
+"""Decoding, checks and transforms of images against PIL and the image processors themselves."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as PILImage
+from transformers import (
+    ConvNextImageProcessor,
+    DeiTImageProcessor,
+    EfficientNetImageProcessor,
+    MobileViTImageProcessor,
+    PoolFormerImageProcessor,
+    ViTImageProcessor,
+)
+from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
+
+from sam_hf.commands.cli import UsageError
+from sam_hf.commands.image_format import ImageFormat
+from sam_hf.commands.images import (
+    BrokenImageError,
+    ImageTransform,
+    check_image_folder,
+    check_images,
+    decode,
+    encoded_images,
+    find_image_column,
+    with_channels,
+)
+
+COLOUR = SimpleNamespace(num_channels=3)
+GREY = SimpleNamespace(num_channels=1)
+TIMM = {"input_size": [3, 64, 64], "crop_pct": 0.875, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.25] * 3}
+
+
+def encoded(picture: PILImage.Image, kind: str = "PNG") -> dict:
+    file = io.BytesIO()
+    picture.save(file, kind)
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def smooth_picture(height: int = 90, width: int = 120) -> PILImage.Image:
+    """Without detail that resizing on bytes and resizing on tensors would round differently."""
+    y, x = np.mgrid[:height, :width]
+    channels = [255 * x / width, 255 * y / height, 127 + 100 * np.sin(x / 20)]
+    return PILImage.fromarray(np.stack(channels, -1).astype(np.uint8))
+
+
+PROCESSORS = {
+    "exact size": ViTImageProcessor(size={"height": 48, "width": 64}),
+    "resize, then crop": DeiTImageProcessor(),
+    "crop_pct below 384": ConvNextImageProcessor(size={"shortest_edge": 64}, crop_pct=0.875),
+    "warped from 384": ConvNextImageProcessor(size={"shortest_edge": 384}),
+    "crop_pct beside a crop size": PoolFormerImageProcessor(
+        size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}
+    ),
+    "rescaled with an offset": EfficientNetImageProcessor(rescale_offset=True, rescale_factor=1 / 127.5),
+    "blue first, not normalised": MobileViTImageProcessor(),
+    "timm": TimmWrapperImageProcessor(pretrained_cfg=TIMM),
+    "timm, squashed": TimmWrapperImageProcessor(pretrained_cfg={**TIMM, "crop_mode": "squash"}),
+}
+
+
+@pytest.mark.parametrize("processor", PROCESSORS.values(), ids=PROCESSORS)
+def test_evaluation_gives_what_the_processor_gives(processor):
+    picture = smooth_picture()
+    transform = ImageTransform(ImageFormat.of(processor, COLOUR), "image")
+    ours = transform({"image": [encoded(picture)]})["pixel_values"][0]
+    expected = processor(images=picture, return_tensors="pt")["pixel_values"][0]
+    assert ours.shape == expected.shape and ours.dtype == torch.float32
+    assert type(ours) is torch.Tensor
+    # Up to half a pixel of crop and a level or two of 256, where PIL, torchvision and numpy round differently
+    assert (ours - expected).abs().mean() < 0.01 * (expected.max() - expected.min())
+    assert (ours - expected).abs().max() < 0.05 * (expected.max() - expected.min())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["exact size", "resize, then crop", "crop_pct below 384", "warped from 384", "crop_pct beside a crop size"],
+)
+def test_a_changed_size_is_written_to_the_processor(name):
+    processor = type(PROCESSORS[name])(**{k: v for k, v in PROCESSORS[name].to_dict().items() if "_type" not in k})
+    format = ImageFormat.of(processor, COLOUR, image_size=32)
+    assert format.crop == (32, 32)
+    format.write_to(processor, COLOUR)
+    assert processor(images=smooth_picture(), return_tensors="pt")["pixel_values"].shape[-2:] == (32, 32)
+    assert ImageFormat.of(processor, COLOUR) == format
+
+
+def test_a_changed_size_is_written_to_timms_configuration():
+    config = SimpleNamespace(pretrained_cfg=TIMM)
+    format = ImageFormat.of(PROCESSORS["timm"], config, image_size=32)
+    assert (format.crop, format.resize) == ((32, 32), 36)
+    format.write_to(PROCESSORS["timm"], config)
+    assert ImageFormat.of(TimmWrapperImageProcessor(config.pretrained_cfg), config).crop == (32, 32)
+    assert TIMM["input_size"] == [3, 64, 64]
+
+
+def test_training_crops_and_flips_at_random():
+    format = ImageFormat.of(PROCESSORS["timm"], COLOUR)
+    batch = {"image": [encoded(smooth_picture())], "label": [1]}
+
+    def pixels(**options) -> torch.Tensor:
+        return ImageTransform(format, "image", train=True, **options)(batch)["pixel_values"][0]
+
+    torch.manual_seed(0)
+    assert not torch.equal(pixels(horizontal_flip=0), pixels(horizontal_flip=0))
+    plain = ImageTransform(format, "image")(batch)["pixel_values"][0]
+    assert torch.equal(pixels(crop_scale_min=1, horizontal_flip=0), plain)
+    assert torch.equal(pixels(crop_scale_min=1, horizontal_flip=1), plain.flip(-1))
+
+
+def test_transform_works_lazily_after_pickling():
+    data = encoded_images(
+        Dataset.from_dict({"image": [encoded(smooth_picture())], "labels": [4], "name": ["a"]}), "image"
+    )
+    transform = ImageTransform(ImageFormat.of(PROCESSORS["timm"], COLOUR), "image", label_column="labels")
+    example = data.with_transform(pickle.loads(pickle.dumps(transform)))[0]
+    assert set(example) == {"pixel_values", "labels"}
+    assert example["pixel_values"].shape == (3, 64, 64) and example["labels"] == 4
+
+
+def test_grey_model_gets_one_channel():
+    processor = ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.2, 0.4, 0.6], image_std=[0.5] * 3)
+    transform = ImageTransform(ImageFormat.of(processor, GREY), "image")
+    picture = encoded(PILImage.new("RGB", (8, 8), (102, 102, 102)))
+    # 102/255 is 0.4, the mean over the three channels
+    torch.testing.assert_close(transform({"image": [picture]})["pixel_values"][0], torch.zeros(1, 8, 8))
+
+
+def test_channels_of_other_numbers_are_refused():
+    with pytest.raises(UsageError, match="6 channels"):
+        ImageFormat.of(PROCESSORS["exact size"], SimpleNamespace(num_channels=6))
+
+
+def sixteen_bit(values: list[int]) -> PILImage.Image:
+    return PILImage.fromarray(np.array([values], dtype=np.uint16))
+
+
+TRANSPARENT = PILImage.new("P", (2, 1))
+TRANSPARENT.putpalette([10, 20, 30, 40, 50, 60])
+TRANSPARENT.info["transparency"] = b"\x00\xff"
+
+MODES = {
+    "grey": (PILImage.fromarray(np.array([[7, 9]], dtype=np.uint8)), [[7] * 3, [9] * 3]),
+    "grey, 16 bit": (sixteen_bit([256, 65535]), [[1] * 3, [255] * 3]),
+    "black and white": (PILImage.fromarray(np.array([[True, False]])), [[255] * 3, [0] * 3]),
+    "palette": (
+        PILImage.new("RGB", (2, 1), (9, 8, 7)).convert("P", palette=PILImage.Palette.ADAPTIVE),
+        [[9, 8, 7]] * 2,
+    ),
+    "colour with transparency": (PILImage.new("RGBA", (2, 1), (9, 8, 7, 0)), [[9, 8, 7]] * 2),
+    "colour": (PILImage.new("RGB", (2, 1), (9, 8, 7)), [[9, 8, 7]] * 2),
+}
+
+
+@pytest.mark.parametrize("picture, expected", MODES.values(), ids=MODES)
+def test_every_mode_becomes_colour(picture, expected):
+    converted = with_channels(decode(encoded(picture)), 3)
+    assert converted.mode == "RGB"
+    assert np.asarray(converted)[0].tolist() == expected
+    assert with_channels(decode(encoded(picture)), 1).mode == "L"
+
+
+def test_palette_with_transparency_warns_of_nothing(recwarn):
+    first, second = np.asarray(with_channels(TRANSPARENT, 3))[0].tolist()
+    assert first == second == [10, 20, 30]
+    assert not recwarn.list
+
+
+def test_picture_is_turned_upright():
+    picture = PILImage.new("RGB", (4, 2))
+    exif = picture.getexif()
+    exif[0x0112] = 6  # orientation: turn by 90°
+    file = io.BytesIO()
+    picture.save(file, "JPEG", exif=exif)
+    assert decode({"bytes": file.getvalue(), "path": None}).size == (2, 4)
+
+
+class TestChecks:
+    def data(self, images: list[dict]) -> Dataset:
+        return encoded_images(Dataset.from_dict({"image": images}), "image")
+
+    def test_header_names_row_and_file(self):
+        good = encoded(PILImage.new("L", (4, 4)))
+        data = self.data([good] * 70 + [{"bytes": b"\x89PNG torn", "path": "torn.png"}])
+        with pytest.raises(BrokenImageError, match=r"train row 70: torn\.png cannot be read"):
+            check_images(data, "image", "train")
+
+    def test_missing_file(self, tmp_path):
+        data = self.data([{"bytes": None, "path": str(tmp_path / "gone.png")}])
+        with pytest.raises(BrokenImageError, match=r"row 0: .*gone\.png does not exist"):
+            check_images(data, "image", "test")
+
+    def test_no_image(self):
+        data = self.data([encoded(PILImage.new("L", (4, 4))), None])
+        with pytest.raises(BrokenImageError, match="row 1: there is no image"):
+            check_images(data, "image", "test")
+
+    @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP"])
+    def test_file_cut_short_is_found_when_decoded(self, kind):
+        content = encoded(smooth_picture(), kind)["bytes"]
+        data = self.data([{"bytes": content[: len(content) // 2], "path": None}])
+        with pytest.raises(BrokenImageError, match="row 0"):
+            check_images(data, "image", "train", decoded=True)
+
+    def test_message_of_a_worker_is_one_line(self):
+        wrapped = (
+            "Caught BrokenImageError in worker\nTraceback:\n  raise\nsam_hf.commands.images.BrokenImageError: a.png"
+        )
+        assert str(BrokenImageError(wrapped)) == "a.png"
+
+
+class TestColumns:
+    def test_plain_columns_become_images(self, tmp_path):
+        picture = encoded(PILImage.new("L", (4, 4), 9))
+        (tmp_path / "a.png").write_bytes(picture["bytes"])
+        for values in ([picture["bytes"]], [picture], [str(tmp_path / "a.png")]):
+            data = encoded_images(Dataset.from_dict({"image": values}), "image")
+            assert data.features["image"] == Image(decode=False)
+            assert decode(data[0]["image"]).getpixel((0, 0)) == 9
+
+    def test_numbers_are_no_images(self):
+        with pytest.raises(UsageError, match="'image' holds"):
+            encoded_images(Dataset.from_dict({"image": [1.5]}), "image")
+
+    def test_missing_column_lists_the_others(self):
+        with pytest.raises(UsageError, match="'image': the columns are picture, label"):
+            encoded_images(Dataset.from_dict({"picture": [b""], "label": [0]}), "image")
+
+    def test_only_image_column_is_found(self):
+        features = Features({"img": Image(), "label": Value("int64")})
+        data = Dataset.from_dict({"img": [], "label": []}, features=features)
+        assert find_image_column(data, None) == "img"
+        assert find_image_column(data, "label") == "label"
+        assert find_image_column(data.select_columns(["label"]), None) == "image"
+
+
+class TestFolders:
+    def test_empty_class_folder(self, tmp_path):
+        (tmp_path / "cat").mkdir()
+        PILImage.new("L", (4, 4)).save(tmp_path / "cat" / "a.png")
+        check_image_folder(str(tmp_path))
+        (tmp_path / "dog").mkdir()
+        with pytest.raises(UsageError, match="dog has no image"):
+            check_image_folder(str(tmp_path))
+
+    def test_images_without_class_folders(self, tmp_path):
+        with pytest.raises(UsageError, match="has no image"):
+            check_image_folder(str(tmp_path), needs_classes=False)
+        PILImage.new("L", (4, 4)).save(tmp_path / "a.png")
+        check_image_folder(str(tmp_path), needs_classes=False)
+        with pytest.raises(UsageError, match="no class folders"):
+            check_image_folder(str(tmp_path))
+
+    def test_missing_folder(self, tmp_path):
+        with pytest.raises(UsageError, match="nowhere does not exist"):
+            check_image_folder(str(tmp_path / "nowhere"))
