@@ -8,11 +8,10 @@ import subprocess
 import sys
 
 import pytest
+from tiny import assert_same, perceptron, points, snapshot, trained, trainer_of
 from transformers import HfArgumentParser, TrainingArguments
 
 from sam_hf import SAMArguments, SAMSeq2SeqTrainingArguments, SAMTrainer, SAMTrainingArguments
-from tiny import assert_same, perceptron, points, snapshot, trained, trainer_of
-
 
 WRONG = [
     ("sam_method", "sgd", "none, sam"),
@@ -100,7 +99,12 @@ def test_command_line():
     assert (args.sam_m, args.sam_batch_norm) == (4, "frozen")
     assert (args.sam_sync_perturbation, args.sam_replay_rng, args.sam_stochastic_rounding) == (True, False, True)
     (defaults,) = HfArgumentParser(SAMTrainingArguments).parse_args_into_dataclasses(["--output_dir", "out"])
-    assert (defaults.sam_method, defaults.sam_rho, defaults.sam_m, defaults.sam_replay_rng) == ("sam", None, None, True)
+    assert (defaults.sam_method, defaults.sam_rho, defaults.sam_m, defaults.sam_replay_rng) == (
+        "sam",
+        None,
+        None,
+        True,
+    )
 
 
 @pytest.mark.parametrize("make", [SAMTrainingArguments, SAMSeq2SeqTrainingArguments])

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
-
 from tiny import Perceptron, assert_same, flat, perceptron, points, snapshot, trained
+from torch import nn
 
 FEATURES = 6
 

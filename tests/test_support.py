@@ -1,4 +1,4 @@
-"""What SAM refuses to run under, and that plain training is not refused."""
+"""What SAM refuses to run under: by name, with what to use instead, and with plain training still allowed."""
 
 from __future__ import annotations
 
@@ -6,95 +6,113 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import TrainingArguments
+from tiny import perceptron, points, trainer_of
+from transformers import Trainer
 
 import sam_hf.support
-from sam_hf import SAMTrainer
+from sam_hf import SAMMixin, SAMTrainer
 from sam_hf.support import check_supported
-from tiny import arguments, perceptron, points
 
 
-def trainer_like(**changes):
-    """What `check_supported` looks at, as a single-process run on the CPU has it."""
-    parts = {
-        "is_deepspeed_enabled": False,
-        "optim": "adamw_torch",
-        "device": torch.device("cpu"),
-        "fsdp_plugin": None,
-        "parallelism_config": None,
-    } | changes
+def fake_trainer(
+    device="cpu", optim="adamw_torch", deepspeed=False, fsdp_plugin=None, parallelism=None, method="sam"
+) -> SimpleNamespace:
     return SimpleNamespace(
-        args=SimpleNamespace(optim=parts["optim"], device=parts["device"]),
-        accelerator=SimpleNamespace(
-            state=SimpleNamespace(fsdp_plugin=parts["fsdp_plugin"]), parallelism_config=parts["parallelism_config"]
-        ),
-        is_deepspeed_enabled=parts["is_deepspeed_enabled"],
-        sam_args=SimpleNamespace(sam_method="sam"),
+        args=SimpleNamespace(optim=optim, device=SimpleNamespace(type=device)),
+        accelerator=SimpleNamespace(state=SimpleNamespace(fsdp_plugin=fsdp_plugin), parallelism_config=parallelism),
+        is_deepspeed_enabled=deepspeed,
+        sam_args=SimpleNamespace(sam_method=method),
     )
 
 
-REFUSED = [
-    ({"is_deepspeed_enabled": True}, "DeepSpeed", "FSDP2"),
-    ({"device": SimpleNamespace(type="xla")}, "XLA", "CUDA"),
-    ({"fsdp_plugin": SimpleNamespace(fsdp_version=1)}, "FSDP1", "FSDP2"),
-    ({"parallelism_config": SimpleNamespace(cp_enabled=True, sp_enabled=False)}, "context or sequence", "DDP"),
-    ({"parallelism_config": SimpleNamespace(cp_enabled=False, sp_enabled=True)}, "context or sequence", "DDP"),
-    ({"optim": "lomo"}, "lomo", "optimizer that steps"),
-    ({"optim": "adalomo"}, "adalomo", "optimizer that steps"),
-    ({"optim": "galore_adamw_layerwise"}, "layerwise", "optimizer that steps"),
-]
+REFUSED = {
+    "DeepSpeed": {"deepspeed": True},
+    "XLA": {"device": "xla"},
+    "FSDP1": {"fsdp_plugin": SimpleNamespace(fsdp_version=1)},
+    "FSDP1 of old": {"fsdp_plugin": SimpleNamespace()},
+    "context or sequence parallelism": {"parallelism": SimpleNamespace(cp_enabled=True, sp_enabled=False)},
+    "context or sequence parallelism too": {"parallelism": SimpleNamespace(cp_enabled=False, sp_enabled=True)},
+    "optim='lomo'": {"optim": "lomo"},
+    "optim='adalomo'": {"optim": "adalomo"},
+    "optim='galore_adamw_layerwise'": {"optim": "galore_adamw_layerwise"},
+}
 
 
-@pytest.mark.parametrize(("changes", "what", "instead"), REFUSED, ids=str)
-def test_refused_with_what_to_use_instead(changes, what, instead):
-    with pytest.raises(ValueError, match="sam_method='sam' does not support") as error:
-        check_supported(trainer_like(**changes))
+@pytest.mark.parametrize("named", REFUSED)
+def test_refusal_names_what_is_refused_and_what_to_use(named):
+    with pytest.raises(ValueError) as error:
+        check_supported(fake_trainer(**REFUSED[named]))
     message = str(error.value)
-    assert what in message and instead in message and "sam_method='none'" in message
+    assert named.removesuffix(" of old").removesuffix(" too") in message
+    assert "sam_method='sam'" in message
+    assert "Use " in message
+    assert "sam_method='none'" in message
     assert "\n" not in message
 
 
-def test_sagemaker_model_parallelism_is_refused(monkeypatch):
-    monkeypatch.setattr(sam_hf.support, "is_sagemaker_mp_enabled", lambda: True)
-    with pytest.raises(ValueError, match="SageMaker"):
-        check_supported(trainer_like())
-
-
-@pytest.mark.parametrize("name", ["GRPOTrainer", "RLOOTrainer"])
-def test_trainers_that_draw_data_in_the_training_step_are_refused(tmp_path, name):
-    base = type(name, (SAMTrainer,), {})
-    below = type("Mine", (base,), {})
-    for cls in (base, below):
-        with pytest.raises(ValueError, match=f"{cls.__name__}, which draws new data"):
-            cls(model=perceptron(), args=arguments(tmp_path), train_dataset=points(8))
-
-
 @pytest.mark.parametrize(
-    "changes", [{}, {"fsdp_plugin": SimpleNamespace(fsdp_version=2)}, {"optim": "sgd"}, {"optim": "adafactor"}], ids=str
+    "trainer",
+    [
+        fake_trainer(),
+        fake_trainer(device="cuda"),
+        fake_trainer(device="mps", optim="sgd"),
+        fake_trainer(fsdp_plugin=SimpleNamespace(fsdp_version=2)),
+        fake_trainer(parallelism=SimpleNamespace(cp_enabled=False, sp_enabled=False)),
+    ],
 )
-def test_supported(changes):
-    check_supported(trainer_like(**changes))
+def test_the_rest_is_supported(trainer):
+    check_supported(trainer)
+
+
+def test_sagemaker_model_parallelism(monkeypatch):
+    monkeypatch.setattr(sam_hf.support, "is_sagemaker_mp_enabled", lambda: True)
+    with pytest.raises(ValueError, match="SageMaker model parallelism"):
+        check_supported(fake_trainer())
+
+
+class DeepSpeedTrainer(Trainer):
+    """Says that it runs under DeepSpeed once it is built."""
+
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        self.is_deepspeed_enabled = True
+
+
+class SAMDeepSpeedTrainer(SAMMixin, DeepSpeedTrainer):
+    pass
 
 
 def test_refused_when_the_trainer_is_built(tmp_path):
-    with pytest.raises(ValueError, match="lomo"):
-        SAMTrainer(model=perceptron(), args=arguments(tmp_path, optim="lomo"), train_dataset=points(8))
-
-
-def test_refused_with_plain_arguments_too(tmp_path):
-    plain = TrainingArguments(str(tmp_path), use_cpu=True, optim="lomo", report_to="none")
-    with pytest.raises(ValueError, match="lomo"):
-        SAMTrainer(model=perceptron(), args=plain, train_dataset=points(8))
-
-
-def test_refused_when_changed_before_training(tmp_path):
-    trainer = SAMTrainer(model=perceptron(), args=arguments(tmp_path, sam_method="none"), train_dataset=points(8))
-    trainer.args.sam_method = "sam"
-    trainer.is_deepspeed_enabled = True
     with pytest.raises(ValueError, match="DeepSpeed"):
-        trainer._open_window(1)
+        trainer_of(perceptron(), points(8), tmp_path, SAMDeepSpeedTrainer)
 
 
-def test_plain_training_is_not_refused(tmp_path):
-    plain = type("GRPOTrainer", (SAMTrainer,), {})
-    plain(model=perceptron(), args=arguments(tmp_path, sam_method="none"), train_dataset=points(8)).train()
+def test_plain_training_is_allowed_and_a_method_set_later_is_refused(tmp_path):
+    trainer = trainer_of(perceptron(), points(8), tmp_path, SAMDeepSpeedTrainer, sam_method="none")
+    # The flag alone: nothing of DeepSpeed is here to train with
+    trainer.is_deepspeed_enabled = False
+    trainer.train()
+    trainer.is_deepspeed_enabled = True
+    trainer.args.sam_method = "sam"
+    with pytest.raises(ValueError, match="DeepSpeed"):
+        trainer.get_batch_samples(iter([]), 1, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("optim", ["lomo", "galore_adafactor_layerwise"])
+def test_optimizers_that_step_in_the_backward_pass(tmp_path, optim):
+    with pytest.raises(ValueError, match=f"optim='{optim}'"):
+        trainer_of(perceptron(), points(8), tmp_path, optim=optim)
+    trainer_of(perceptron(), points(8), tmp_path, optim=optim, sam_method="none")
+
+
+@pytest.mark.parametrize("name", ["GRPOTrainer", "RLOOTrainer"])
+def test_trainers_that_draw_new_data_at_every_step(tmp_path, name):
+    stateful = type(name, (Trainer,), {})
+    over = type("Mine", (SAMMixin, type("Between", (stateful,), {})), {})
+    with pytest.raises(ValueError, match="Mine, which draws new data"):
+        trainer_of(perceptron(), points(8), tmp_path, over)
+    trainer_of(perceptron(), points(8), tmp_path, over, sam_method="none")
+
+
+def test_sam_trainer_is_supported(tmp_path):
+    assert isinstance(trainer_of(perceptron(), points(8), tmp_path), SAMTrainer)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,20 @@ if TYPE_CHECKING:
     from .arguments import DataArguments
 
 _LOADERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Keep the bars of datasets off stderr while the data are checked, where an error is to be the only line."""
+    import datasets
+
+    were_shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_shown:
+            datasets.enable_progress_bars()
 
 
 def load_splits(arguments: DataArguments, folders: Mapping[str, str | None] | None = None) -> DatasetDict:
@@ -51,6 +66,7 @@ def load_splits(arguments: DataArguments, folders: Mapping[str, str | None] | No
     return splits
 
 
+@without_progress_bars()
 def load_labelled(
     arguments: DataArguments, args: Any, checkpoint: str, folders: Mapping[str, str | None] | None = None
 ) -> tuple[DatasetDict, LabelScheme, int]:

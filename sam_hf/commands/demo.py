@@ -138,7 +138,7 @@ def cache_directory() -> Path:
     """`$SAM_HF_CACHE`, by default `sam_hf` beside the cache of Hugging Face (`~/.cache`)."""
     if folder := os.environ.get("SAM_HF_CACHE"):
         return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "sam_hf"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sam_hf"
 
 
 def _asset(name: str, kind: str) -> Asset:

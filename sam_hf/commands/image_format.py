@@ -140,10 +140,10 @@ def _processor_sizes(
     crop_pct = getattr(processor, "crop_pct", None)
     if crop_pct and shortest:
         target = crop or (shortest, shortest)
-        (height, width), edge = _scaled_to(image_size, target, shortest)
+        edge = shortest if image_size is None else round(image_size * shortest / min(target))
+        target = target if image_size is None else (image_size, image_size)
         # ConvNeXT, which has no crop size, crops below 384 and warps from there on; PoolFormer always crops
-        warped = crop is None and edge >= 384
-        return (height, width), (height, width) if warped else int(edge / crop_pct)
+        return target, target if crop is None and edge >= 384 else int(edge / crop_pct)
     if not getattr(processor, "do_resize", True) and crop is not None:
         return _scaled_to(image_size, crop, min(crop))
     return _scaled_to(image_size, crop or exact or (shortest, shortest), exact or shortest)

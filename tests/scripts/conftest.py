@@ -114,8 +114,8 @@ def timm_checkpoint(tmp_path_factory) -> Path:
         "num_features": model.num_features,
         "pretrained_cfg": {
             "num_classes": 3,
-            "input_size": [3, 32, 32],
-            "pool_size": [1, 1],
+            "input_size": [3, 64, 64],
+            "pool_size": [2, 2],
             "crop_pct": 1.0,
             "interpolation": "bicubic",
             "mean": [0.5, 0.5, 0.5],
