@@ -57,6 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=("text", "image"), required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", help="which of them; default: all")
     parser.add_argument("--label_noise", type=float, default=0.0)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
@@ -65,6 +66,8 @@ def main() -> None:
     result |= {"environment": environment(), "config": config, "label_noise": options.label_noise}
     for seed in options.seeds:
         for variant, extra in variants(config).items():
+            if options.variants and variant not in options.variants:
+                continue
             done = result["runs"].setdefault(variant, {})
             if str(seed) not in done:
                 done[str(seed)] = accuracy(options.task, [*extra, "--label_noise", str(options.label_noise)], seed)

@@ -211,7 +211,10 @@ class SAMMixin(_Trainer):
         return StochasticRounding((self.args.seed, self.state.global_step, *rank))
 
     def _warn_of_rounding(self, ratio: Tensor | float | None) -> None:
-        if ratio is None or self._sam_rounding_warned or float(ratio) >= _ENOUGH_OF_EPSILON:
+        # Stochastic rounding is unbiased: what one update keeps scatters around 1, and says nothing
+        if ratio is None or self._sam_rounding_warned or self.sam_args.sam_stochastic_rounding:
+            return
+        if float(ratio) >= _ENOUGH_OF_EPSILON:
             return
         if self.sam_args.sam_stochastic_rounding:  # all of ε survives in expectation; a low ratio is noise
             return

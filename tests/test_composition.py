@@ -178,16 +178,8 @@ def test_sparse_gradients(tmp_path, options):
 
 def t5():
     torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=24,
-        d_model=8,
-        d_kv=4,
-        d_ff=16,
-        num_layers=1,
-        num_heads=2,
-        dropout_rate=0.0,
-        decoder_start_token_id=0,
-    )
+    sizes = {"vocab_size": 24, "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    config = T5Config(**sizes, dropout_rate=0.0, decoder_start_token_id=0)
     return T5ForConditionalGeneration(config)
 
 
@@ -217,9 +209,13 @@ def test_seq2seq_trainer(tmp_path, accumulation):
 
 def test_gradient_checkpointing_with_dropout_changes_nothing(tmp_path):
     plain, checkpointed = bert(dropout=0.3), bert(dropout=0.3)
+    forwards = []
+    checkpointed.bert.encoder.layer[0].attention.register_forward_pre_hook(lambda *_: forwards.append(1))
     run = {"sam_rho": 0.2, "gradient_accumulation_steps": 2}
     trained(plain, sentences(32), tmp_path, **run)
     trained(checkpointed, sentences(32), tmp_path, gradient_checkpointing=True, **run)
+    # Forward, and once more in backward, for two passes over two micro-batches of six updates
+    assert len(forwards) == 2 * 2 * 2 * 6
     torch.testing.assert_close(flat(checkpointed), flat(plain), rtol=1e-10, atol=1e-12)
 
 
