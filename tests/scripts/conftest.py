@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-
 REPOSITORY = Path(__file__).parents[2]
 WORDS = ["good", "fine", "great", "bad", "poor", "awful", "a", "the", "film", "plot", "was", "is"]
 

@@ -10,7 +10,6 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 
-
 QUIET = (
     "--report_to none --disable_tqdm true --use_cpu true --per_device_train_batch_size 4 --save_strategy no "
     "--sam_rho 0.05 --gradient_accumulation_steps 2"
@@ -52,7 +51,9 @@ def test_running_statistics_of_a_timm_checkpoint(train, timm_checkpoint, image_f
     options = ["--do_train", "--max_steps", 2, "--sam_batch_norm", mode]
     output = train(timm_checkpoint, "--train_dir", image_folder, *options)
     before = load_file(timm_checkpoint / "model.safetensors")
-    after = {name.removeprefix("timm_model."): tensor for name, tensor in load_file(output / "model.safetensors").items()}
+    after = {
+        name.removeprefix("timm_model."): tensor for name, tensor in load_file(output / "model.safetensors").items()
+    }
     statistics = [name for name in before if "running_" in name]
     assert statistics
     equal = [torch.equal(before[name], after[name]) for name in statistics]

@@ -11,7 +11,6 @@ import torch
 from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
 
-
 QUIET = (
     "--report_to none --disable_tqdm true --use_cpu true --per_device_train_batch_size 8 --learning_rate 1e-3 "
     "--sam_rho 0.05 --save_strategy no"
@@ -145,7 +144,9 @@ def test_pairs_of_sentences(train, write_csv, monkeypatch):
 
     seen = []
     original = SAMTrainer.train
-    monkeypatch.setattr(SAMTrainer, "train", lambda self, **kw: seen.append(self.train_dataset[0]) or original(self, **kw))
+    monkeypatch.setattr(
+        SAMTrainer, "train", lambda self, **kw: seen.append(self.train_dataset[0]) or original(self, **kw)
+    )
     columns = ["--text_column", "premise", "--text_pair_column", "hypothesis", "--label_column", "relation"]
     train("--train_file", file, *columns, "--do_train", "--max_steps", 1)
     # [CLS] premise [SEP] hypothesis [SEP]

@@ -185,14 +185,16 @@ def test_grey_model(main, parquet, tmp_path):
         (3, []),
     ],
 )
-def test_resumed_run_is_the_uninterrupted_one(main, timm_checkpoint, parquet, save_steps, augmentation):
+@pytest.mark.parametrize("family", ["timm_checkpoint", "vit_checkpoint"])
+def test_resumed_run_is_the_uninterrupted_one(main, request, family, parquet, save_steps, augmentation):
     from safetensors.torch import load_file
 
+    start = request.getfixturevalue(family)
     options = ["--train_file", parquet([png(seed=i) for i in range(9)]), "--do_train", "--max_steps", 5, *augmentation]
     options += ["--save_strategy", "steps", "--save_steps", save_steps, "--optim", "sgd", "--learning_rate", 0.05]
-    whole = main(timm_checkpoint, *options)
+    whole = main(start, *options)
     checkpoint = whole / f"checkpoint-{save_steps}"
-    again = main(timm_checkpoint, *options, "--resume_from_checkpoint", checkpoint, output="again")
+    again = main(start, *options, "--resume_from_checkpoint", checkpoint, output="again")
     first, second, early = (load_file(folder / "model.safetensors") for folder in (whole, again, checkpoint))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not all(torch.equal(first[name], early[name]) for name in first)

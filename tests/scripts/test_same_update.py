@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from sam_hf import SAMTrainer, SAMTrainingArguments
 from sam_hf.commands.loss import loss_function
 
-
 METHODS = ["none", "sam"]
 
 
