@@ -185,7 +185,7 @@ def test_grey_model(main, parquet, tmp_path):
         (3, []),
     ],
 )
-@pytest.mark.parametrize("family", ["timm_checkpoint", "vit_checkpoint"])
+@pytest.mark.parametrize("family", ["timm_checkpoint", "vit"])
 def test_resumed_run_is_the_uninterrupted_one(main, request, family, parquet, save_steps, augmentation):
     from safetensors.torch import load_file
 
