@@ -7,7 +7,7 @@ for every subclass, leaves `num_batches_tracked` right and gives torch.compile n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -20,9 +20,9 @@ def normalisation_with_statistics(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def statistics_held(model: nn.Module) -> Iterator[None]:
+def statistics_held(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Passes inside normalise with batch statistics as ever, and leave the running ones as they were."""
-    buffers = [b for m in normalisation_with_statistics(model) for b in m.buffers(recurse=False)]
+    buffers = [b for m in modules for b in m.buffers(recurse=False)]
     saved = [b.clone() for b in buffers]
     try:
         yield
@@ -33,9 +33,8 @@ def statistics_held(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def statistics_frozen(model: nn.Module) -> Iterator[None]:
+def statistics_frozen(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Passes inside normalise with the running statistics, as in evaluation, and do not move them."""
-    modules = normalisation_with_statistics(model)
     was_training = [m.training for m in modules]
     for module in modules:
         module.eval()

@@ -41,15 +41,15 @@ class RandomState:
         )
 
 
-def random_devices(model: torch.nn.Module, device: torch.device, data_parallel: int = 1) -> list[torch.device]:
+def random_devices(devices: Iterable[torch.device], data_parallel: int = 1) -> list[torch.device]:
     """
-    The accelerators that a pass of `model` draws random numbers on.
+    The accelerators that a pass draws random numbers on.
 
     Args:
-        device: where the inputs are put.
+        devices (`Iterable[torch.device]`): where the inputs and the parameters are.
         data_parallel (`int`, *optional*, defaults to `1`): devices that `nn.DataParallel` copies the model to.
     """
-    devices = {device, *(p.device for p in model.parameters())}
+    accelerators = {d for d in devices if d.type not in ("cpu", "meta")}
     if data_parallel > 1:
-        devices |= {torch.device(device.type, index) for index in range(data_parallel)}
-    return sorted((d for d in devices if d.type not in ("cpu", "meta")), key=str)
+        accelerators |= {torch.device(d.type, index) for d in accelerators for index in range(data_parallel)}
+    return sorted(accelerators, key=str)

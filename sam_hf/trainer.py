@@ -19,8 +19,9 @@ from transformers.utils import logging
 
 from .batch_norm import statistics_frozen, statistics_held
 from .gradients import is_fsdp
+from .layout import Layout
 from .loss_share import is_mean, label_share, weighted_by
-from .rng import RandomState, random_devices
+from .rng import RandomState
 from .rounding import StochasticRounding
 from .running_means import RunningMeans
 from .schedules import radius_at
@@ -55,6 +56,7 @@ class SAMMixin(_Trainer):
     """
 
     _sam_window: Window | None
+    _sam_layout: Layout | None
     _sam_means: RunningMeans
     _sam_loss_is_mean: bool | None
     _sam_rounding_checked: bool
@@ -89,7 +91,8 @@ class SAMMixin(_Trainer):
         """One micro-batch, with every pass that it completes. Returns L(w), the loss of the plain training step."""
         if self._sam_window is None or self._sam_window.is_complete:
             self._sam_window = self._open_window(1)  # a loop of the user's own that calls training_step alone
-        with statistics_frozen(model) if self.sam_args.sam_batch_norm == "frozen" else nullcontext():
+        frozen = self.sam_args.sam_batch_norm == "frozen"
+        with statistics_frozen(self._layout_of(model).normalisation) if frozen else nullcontext():
             if self._sam_window.radius == 0:
                 return super().training_step(model, inputs, num_items_in_batch)
             loss = self._sam_window.step(self._passes(model, num_items_in_batch), inputs)
@@ -109,6 +112,7 @@ class SAMMixin(_Trainer):
     def _reset_sam(self) -> None:
         """What belongs to one training run."""
         self._sam_window = None
+        self._sam_layout = None
         self._sam_means = RunningMeans(self.args.device)
         self._sam_loss_is_mean = None
         self._sam_rounding_checked = False
@@ -135,18 +139,25 @@ class SAMMixin(_Trainer):
             rounding=self._rounding() if args.sam_stochastic_rounding else None,
         )
 
+    def _layout_of(self, model: nn.Module) -> Layout:
+        if self._sam_layout is None or self._sam_layout.model is not model:
+            self._sam_layout = Layout(model, self.args.device, self.args.n_gpu)
+        return self._sam_layout
+
     def _passes(self, model: nn.Module, num_items_in_batch: Tensor | int | None) -> Passes:
         args = self.sam_args
         assert self.optimizer is not None
         perturbed = perturbed_parameters(self.optimizer)
+        layout = self._layout_of(model)
         return Passes(
             model=model,
             forward_backward=lambda piece, first: self._forward_backward(model, piece, num_items_in_batch, first),
             advance_random=lambda batch: self._loss_without_gradient(model, batch, num_items_in_batch),
             perturbed=perturbed,
-            trained=list(dict.fromkeys([*perturbed, *(p for p in model.parameters() if p.requires_grad)])),
+            all_parameters=list(dict.fromkeys([*perturbed, *layout.parameters])),
             means=self._sam_means,
-            random_devices=random_devices(model, self.args.device, self.args.n_gpu),
+            normalisation=layout.normalisation,
+            random_devices=layout.random_devices,
             loss_scale=self._loss_scale,
             sync_perturbation=args.sam_sync_perturbation,
             sync_each_batch=self.accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False),
@@ -187,13 +198,14 @@ class SAMMixin(_Trainer):
         """Asked once a run, of the first micro-batch with labels; leaves generators and running statistics alone."""
         if self._sam_loss_is_mean is None:
             model.train()
-            random = RandomState(random_devices(model, self.args.device, self.args.n_gpu))
+            layout = self._layout_of(model)
+            random = RandomState(layout.random_devices)
 
             def loss(num_items: Any) -> Tensor:
                 random.restore()
                 return self._loss_without_gradient(model, inputs, num_items)
 
-            with statistics_held(model):
+            with statistics_held(layout.normalisation):
                 self._sam_loss_is_mean = is_mean(loss, num_items_in_batch)
             random.restore()
         return self._sam_loss_is_mean is not False  # of no labels at all, a mean weighs 0 and a sum is 0
@@ -215,8 +227,6 @@ class SAMMixin(_Trainer):
         if ratio is None or self._sam_rounding_warned or self.sam_args.sam_stochastic_rounding:
             return
         if float(ratio) >= _ENOUGH_OF_EPSILON:
-            return
-        if self.sam_args.sam_stochastic_rounding:  # all of ε survives in expectation; a low ratio is noise
             return
         self._sam_rounding_warned = True
         logger.warning(

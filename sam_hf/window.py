@@ -65,7 +65,8 @@ class Passes:
             `p.grad`. `first`: no earlier pass covered these examples.
         advance_random: `(micro-batch)` → draw the random numbers that one plain pass over it draws.
         perturbed: the parameters that ε covers.
-        trained: those and every other parameter of the model with a gradient of its own.
+        all_parameters: those and every other parameter that may gather a gradient.
+        normalisation: the modules whose running statistics only the first pass moves.
         loss_scale: the factor that fp16's scaler has put on the gradients, or `None`.
     """
 
@@ -73,8 +74,9 @@ class Passes:
     forward_backward: Callable[[Piece, bool], Tensor]
     advance_random: Callable[[dict[str, Any]], Any]
     perturbed: Sequence[nn.Parameter]
-    trained: Sequence[nn.Parameter]
+    all_parameters: Sequence[nn.Parameter]
     means: RunningMeans
+    normalisation: Sequence[nn.Module] = ()
     random_devices: Sequence[torch.device] = ()
     loss_scale: Callable[[], Tensor | None] = lambda: None
     sync_perturbation: bool = False
@@ -177,7 +179,7 @@ class Window:
         if start is not None and RandomState(passes.random_devices) != start:
             # Slices draw other numbers than the micro-batch in one piece; what follows must not depend on m
             start.restore()
-            with statistics_held(passes.model):
+            with statistics_held(passes.normalisation):
                 passes.advance_random(batch)
         if ends_window:
             self._report(passes.means)
@@ -201,7 +203,7 @@ class Window:
         if not self._group:
             # What p.grad holds is no part of this group's gradient: earlier groups', or those of a window that an
             # iterable dataset broke off
-            self._accumulated = take_gradients(passes.trained)
+            self._accumulated = take_gradients(passes.all_parameters)
         self._group.append(piece)
         if passes.replay_random:
             piece.random = RandomState(passes.random_devices)
@@ -216,8 +218,10 @@ class Window:
         with ExitStack() as stack:
             if passes.replay_random:
                 stack.callback(RandomState(passes.random_devices).restore)
-            perturbation = stack.enter_context(Perturbation(round_to=self.rounding, keep_epsilon=self.steps > 1))
-            stack.enter_context(statistics_held(passes.model) if passes.hold_statistics else nullcontext())
+            perturbation = Perturbation(round_to=self.rounding, keep_epsilon=self.steps > 1)
+            stack.callback(perturbation.restore)  # once more, should an interrupt fall into the first
+            stack.enter_context(perturbation)
+            stack.enter_context(statistics_held(passes.normalisation) if passes.hold_statistics else nullcontext())
             for step in range(self.steps):
                 if step > 0:
                     for piece in pieces:
@@ -225,7 +229,7 @@ class Window:
                         with self._ascent_sync(passes, piece):
                             passes.forward_backward(piece, False)
                 self._perturb(passes, perturbation, first=step == 0)
-            give_gradients_back(passes.trained, self._accumulated)
+            give_gradients_back(passes.all_parameters, self._accumulated)
             self._accumulated = {}
             for piece in pieces:
                 piece.replay_random()
@@ -237,7 +241,7 @@ class Window:
             passes.means.add("sam_perturbation_ratio", perturbation.ratio)
 
     def _perturb(self, passes: Passes, perturbation: Perturbation, first: bool) -> None:
-        gradients = take_gradients(passes.trained)
+        gradients = take_gradients(passes.all_parameters)
         parameters = [p for p in passes.perturbed if p in gradients]
         assert self.method is not None
         ascent = self.method.ascent(dense([gradients.pop(p) for p in parameters]), parameters)
