@@ -18,6 +18,7 @@ from transformers import Seq2SeqTrainer, Trainer
 from transformers.utils import logging
 
 from .batch_norm import statistics_frozen, statistics_held
+from .checkpoints import last_whole_checkpoint, load_state, save_state
 from .gradients import is_fsdp
 from .layout import Layout
 from .loss_share import is_mean, label_share, weighted_by
@@ -60,7 +61,7 @@ class SAMMixin(_Trainer):
     _sam_means: RunningMeans
     _sam_loss_is_mean: bool | None
     _sam_rounding_checked: bool
-    _sam_rounding_warned: bool
+    _sam_warned: set[str]
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -72,9 +73,11 @@ class SAMMixin(_Trainer):
         """The `sam_*` fields in force: those of `args`, or the defaults if it has none."""
         return sam_arguments(self.args)
 
-    def train(self, *args, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         self._reset_sam()
-        return super().train(*args, **kwargs)
+        if resume_from_checkpoint is True:  # none is whole: Trainer says so
+            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir) or True
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         self._sam_window = None
@@ -106,8 +109,38 @@ class SAMMixin(_Trainer):
         if self.is_in_train and "loss" in logs:
             means = self._sam_means.drain(lambda sums: self.accelerator.reduce(sums.clone(), reduction="sum"))
             self._warn_of_rounding(means.get("sam_perturbation_ratio"))
+            self._warn_of_skipped(means.get("sam_skipped", 0.0))
             logs.update(means)
         super().log(logs, *args, **kwargs)
+
+    # The three below are private to Trainer. There is no public way: `on_save` comes after the checkpoint was pushed,
+    # no event comes with loading, and none with a checkpoint that failed.
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save and self.sam_args.sam_method != "none":
+            save_state(output_dir, self.sam_args.sam_method, self.args.world_size)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        method = self.sam_args.sam_method
+        if checkpoint is None or method == "none":
+            return
+        try:
+            load_state(checkpoint)
+        except ValueError as error:
+            logger.warning(f"{error}. sam_method={method!r} keeps no state: training resumes without the file.")
+
+    def _save_checkpoint(self, *args, **kwargs) -> None:
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except Exception:
+            logger.error(
+                f"The checkpoint of step {self.state.global_step} in {self.args.output_dir} was not written to its "
+                "end (the error below says why). Make room or choose another output_dir, then go on with "
+                "train(resume_from_checkpoint=True), which takes the last whole checkpoint."
+            )
+            raise
 
     def _reset_sam(self) -> None:
         """What belongs to one training run."""
@@ -116,7 +149,7 @@ class SAMMixin(_Trainer):
         self._sam_means = RunningMeans(self.args.device)
         self._sam_loss_is_mean = None
         self._sam_rounding_checked = False
-        self._sam_rounding_warned = False
+        self._sam_warned = set()
 
     def _refuse_unsupported(self) -> None:
         if self.sam_args.sam_method != "none":
@@ -224,16 +257,28 @@ class SAMMixin(_Trainer):
 
     def _warn_of_rounding(self, ratio: Tensor | float | None) -> None:
         # Stochastic rounding is unbiased: what one update keeps scatters around 1, and says nothing
-        if ratio is None or self._sam_rounding_warned or self.sam_args.sam_stochastic_rounding:
+        if ratio is None or self.sam_args.sam_stochastic_rounding or float(ratio) >= _ENOUGH_OF_EPSILON:
             return
-        if float(ratio) >= _ENOUGH_OF_EPSILON:
-            return
-        self._sam_rounding_warned = True
-        logger.warning(
+        self._warn_once(
+            "rounding",
             f"Only {float(ratio):.0%} of the SAM perturbation survives rounding to the precision of the weights. Set "
             "sam_stochastic_rounding=True, use a larger sam_rho, or keep the weights in float32 and train with "
-            "bf16=True."
+            "bf16=True.",
         )
+
+    def _warn_of_skipped(self, share: float) -> None:
+        if share == 0 or self._loss_scale() is not None:  # fp16's scaler finds its scale by overflows
+            return
+        self._warn_once(
+            "skipped",
+            f"{share:.0%} of the ascent gradients since the last log were NaN or infinite. Those updates had no SAM "
+            "perturbation. Look for such values in the data, or lower the learning rate.",
+        )
+
+    def _warn_once(self, about: str, message: str) -> None:
+        if about not in self._sam_warned:
+            self._sam_warned.add(about)
+            logger.warning(message)
 
 
 class SAMTrainer(SAMMixin, Trainer):

@@ -44,8 +44,8 @@ def metrics_function(problem_type: str) -> Callable[[Any], dict[str, float]]:
 
 
 def find_checkpoint(args: Any, overwrite: bool) -> str | None:
-    """The checkpoint to go on from: the one named, else the last in `output_dir` unless it is to be overwritten."""
-    from transformers.trainer_utils import get_last_checkpoint
+    """The checkpoint to go on from: the one named, else `output_dir`'s last whole one unless overwritten."""
+    from ..checkpoints import last_whole_checkpoint
 
     if args.resume_from_checkpoint:
         if not Path(args.resume_from_checkpoint).is_dir():
@@ -55,7 +55,7 @@ def find_checkpoint(args: Any, overwrite: bool) -> str | None:
         raise UsageError(f"output_dir={args.output_dir} is a file: it must be a folder")
     if overwrite or not Path(args.output_dir).is_dir():
         return None
-    return get_last_checkpoint(args.output_dir)
+    return last_whole_checkpoint(args.output_dir)
 
 
 def carry_out(
