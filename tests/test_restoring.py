@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 from tiny import (
     Watch,
     assert_same,
-    bert,
     flat,
     perceptron,
     points,
-    sentences,
     snapshot,
     trained,
     trainer_of,
@@ -136,51 +132,6 @@ def test_trainer_after_an_exception_trains_as_a_new_one(tmp_path):
     fresh = perceptron(Faulty)
     trained(fresh, points(32), tmp_path, sam_rho=0.3)
     assert_same(snapshot(model), snapshot(fresh))
-
-
-def test_checkpoint_is_trainers_own(tmp_path):
-    plain_files = None
-    for method in ("none", "sam"):
-        folder = tmp_path / method
-        trained(bert(), sentences(32), folder, sam_method=method, save_strategy="steps", save_steps=3, **DROPOUT_RUN)
-        checkpoint = folder / "checkpoint-3"
-        files = {path.name for path in checkpoint.iterdir()}
-        optimizer = torch.load(checkpoint / "optimizer.pt", weights_only=True)
-        assert {name for state in optimizer["state"].values() for name in state} == {"step", "exp_avg", "exp_avg_sq"}
-        plain_files = plain_files or files
-        assert files - {"sam_state.json"} == plain_files
-
-
-@pytest.mark.parametrize("options", [{}, {"sam_m": 2}, {"sam_stochastic_rounding": True}], ids=str)
-def test_resume_equals_the_uninterrupted_run(tmp_path, options):
-    def make(folder):
-        model = bert(dropout=0.2, dtype=torch.bfloat16 if "sam_stochastic_rounding" in options else torch.float32)
-        settings = {"save_strategy": "steps", "save_steps": 3, "sam_rho": 0.1, "max_steps": 6}
-        # The order of a shuffled epoch has to come back too
-        settings["train_sampling_strategy"] = "random"
-        return model, trainer_of(model, sentences(22), folder, **settings, **DROPOUT_RUN, **options)
-
-    whole, trainer = make(tmp_path / "whole")
-    trainer.train()
-    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "resumed" / "checkpoint-3")
-    resumed, again = make(tmp_path / "resumed")
-    again.train(resume_from_checkpoint=True)
-    assert_same(snapshot(resumed), snapshot(whole))
-    keys = ("loss", "sam_perturbed_loss", "sam_ascent_grad_norm")
-    assert [[e.get(k) for k in keys] for e in again.state.log_history[:-1]] == [
-        [e.get(k) for k in keys] for e in trainer.state.log_history[:-1]
-    ]
-
-
-@pytest.mark.parametrize(("first", "second"), [("none", "sam"), ("sam", "none")])
-def test_checkpoints_of_plain_training_resume_under_sam_and_back(tmp_path, first, second):
-    options = {"save_strategy": "steps", "save_steps": 3, **DROPOUT_RUN}
-    trained(bert(), sentences(32), tmp_path, sam_method=first, max_steps=3, **options)
-    model = bert()
-    trainer = trainer_of(model, sentences(32), tmp_path, sam_method=second, max_steps=6, **options)
-    trainer.train(resume_from_checkpoint=True)
-    assert trainer.state.global_step == 6
-    assert flat(model).isfinite().all()
 
 
 def test_evaluation_inside_training_sees_w(tmp_path):
