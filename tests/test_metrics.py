@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import reference
 import torch
 from tiny import bert, flat, loss_of, perceptron, points, sentences, trained, trainer_of, windows_of
-from torch.utils._python_dispatch import TorchDispatchMode
-
-import sam_hf
 
 BATCH, ACCUMULATION, UPDATES, RHO, RATE = 4, 2, 6, 0.2, 0.05
 NAMES = {"sam_perturbed_loss", "sam_sharpness", "sam_ascent_grad_norm", "sam_rho", "sam_skipped"}
@@ -124,31 +118,3 @@ def test_total_flos_counts_every_pass(tmp_path, options, passes):
     one_pass = trainer.floating_point_ops({"input_ids": torch.stack([s["input_ids"] for s in sentences(4)])})
     assert one_pass > 0
     assert trainer.state.total_flos == passes * 2 * 2 * one_pass
-
-
-class HostReads(TorchDispatchMode):
-    """The functions of the package that read a tensor's value on the host, which on an accelerator waits for it."""
-
-    def __init__(self):
-        super().__init__()
-        self.readers = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function is torch.ops.aten._local_scalar_dense.default:
-            frame = sys._getframe(1)
-            # Torch's own Python code may stand in between
-            while frame is not None and Path(torch.__file__).parent in Path(frame.f_code.co_filename).parents:
-                frame = frame.f_back
-            if frame is not None and Path(sam_hf.__file__).parent in Path(frame.f_code.co_filename).parents:
-                self.readers.append(frame.f_code.co_name)
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("options", [{}, {"sam_ascent_steps": 3}, {"sam_m": 4}, {"sam_p": 3.0}], ids=str)
-def test_no_update_waits_for_the_device(tmp_path, options):
-    with HostReads() as reads:
-        trained(perceptron().float(), points(32, torch.float32), tmp_path, logging_steps=100, **options)
-    # It reads where the tensor is on the CPU only
-    assert set(reads.readers) <= {"clear_if_not_finite"}
-    # The mode sees such reads
-    assert reads.readers

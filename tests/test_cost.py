@@ -1,0 +1,155 @@
+"""What an update costs beyond its passes: no wait for the device, no walk over the model, no memory that stays."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import bert, perceptron, points, sentences, trained, trainer_of
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import TrainerCallback
+
+import sam_hf
+
+
+def asked_by_sam() -> str | None:
+    """The function of the package that called, torch's own Python code aside; `None` if someone else did."""
+    frame = sys._getframe(2)
+    while frame is not None and Path(torch.__file__).parent in Path(frame.f_code.co_filename).parents:
+        frame = frame.f_back
+    ours = frame is not None and Path(sam_hf.__file__).parent in Path(frame.f_code.co_filename).parents
+    return frame.f_code.co_name if ours else None
+
+
+class HostReads(TorchDispatchMode):
+    """Who read a tensor's value on the host, which on an accelerator waits for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.readers = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._local_scalar_dense.default and (reader := asked_by_sam()):
+            self.readers[reader] += 1
+        return function(*args, **(kwargs or {}))
+
+
+class ScaledTrainer(sam_hf.SAMTrainer):
+    """fp16's scaler on the CPU, where accelerate makes none."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+
+
+CASES = {
+    "default": {},
+    "ascent steps": {"sam_ascent_steps": 3},
+    "m = micro-batch": {"sam_m": 4, "gradient_accumulation_steps": 2},
+    "slices": {"sam_m": 2},
+    "p": {"sam_p": 3.0},
+    "bf16 weights": {"dtype": torch.bfloat16, "sam_stochastic_rounding": True},
+    "scaler": {"trainer_class": ScaledTrainer},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_update_waits_for_the_device(tmp_path, name):
+    options = dict(CASES[name])
+    dtype = options.pop("dtype", torch.float32)
+
+    def readers(updates):
+        with HostReads() as reads:
+            trained(
+                perceptron().to(dtype), points(64, dtype), tmp_path, logging_steps=100, max_steps=updates, **options
+            )
+        return reads.readers
+
+    few, many = readers(2), readers(6)
+    # It reads where the tensor is on the CPU only; the mode sees such reads
+    assert many.pop("clear_if_not_finite") > few.pop("clear_if_not_finite")
+    assert many == few, "only the first update may ask"
+
+
+@pytest.mark.parametrize("options", [{}, {"sam_m": 4, "gradient_accumulation_steps": 2}, {"sam_m": 2}], ids=str)
+def test_the_model_is_walked_once_a_run(tmp_path, monkeypatch, options):
+    walks = Counter()
+
+    def counted(walk):
+        def count(module, *args, **kwargs):
+            if asked_by_sam():
+                walks[walk.__name__] += 1
+            return walk(module, *args, **kwargs)
+
+        return count
+
+    monkeypatch.setattr(nn.Module, "modules", counted(nn.Module.modules))
+    monkeypatch.setattr(nn.Module, "parameters", counted(nn.Module.parameters))
+
+    def walked(updates):
+        walks.clear()
+        trained(perceptron(lambda: nn.BatchNorm1d(6)), points(32), tmp_path, max_steps=updates, **options)
+        return dict(walks)
+
+    assert walked(1) == walked(6) == {"modules": 1, "parameters": 1}
+
+
+def test_a_parameter_unfrozen_in_mid_run_is_perturbed(tmp_path):
+    """What was looked up once must not be out of date."""
+
+    class Unfreeze(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            model.first.requires_grad_(state.global_step >= 2)
+
+    class Seeing(sam_hf.SAMTrainer):
+        moved = ()
+
+        def compute_loss(self, model, *args, **kwargs):
+            self.moved += (model.first.weight.detach().clone(),)
+            return super().compute_loss(model, *args, **kwargs)
+
+    trainer = trainer_of(perceptron(), points(32), tmp_path, Seeing, [Unfreeze()], sam_rho=0.2, max_steps=4)
+    trainer.train()
+    pairs = zip(trainer.moved[::2], trainer.moved[1::2], strict=True)
+    assert [not torch.equal(at_w, perturbed) for at_w, perturbed in pairs] == [False, False, True, True]
+
+
+class Alive(TrainerCallback):
+    """Tensors and objects that are alive at the end of some updates."""
+
+    def __init__(self, at):
+        self.at, self.counts = at, []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step in self.at:
+            gc.collect()
+            objects = gc.get_objects()
+            self.counts.append((sum(issubclass(type(o), torch.Tensor) for o in objects), len(objects)))
+
+
+@pytest.mark.parametrize(
+    ("options", "updates"),
+    [({}, 2000), ({"sam_m": 2, "gradient_accumulation_steps": 2, "sam_ascent_steps": 2}, 300)],
+    ids=["2,000 updates", "slices"],
+)
+def test_nothing_stays_in_memory(tmp_path, options, updates):
+    alive = Alive({100, updates})
+    model = perceptron(lambda: nn.BatchNorm1d(6), dropout=0.1)
+    run = {"max_steps": updates, "logging_steps": 10_000, "optim": "adamw_torch"}
+    trained(model, points(32), tmp_path, callbacks=[alive], **run, **options)
+    (tensors, objects), (tensors_later, objects_later) = alive.counts
+    assert tensors_later <= tensors
+    assert objects_later <= objects + 100
+
+
+def test_window_keeps_no_batch_between_updates(tmp_path):
+    """The window of an update that is over holds none of its inputs."""
+    trainer = trainer_of(bert(), sentences(16), tmp_path, max_steps=1, gradient_accumulation_steps=2, sam_rho=0.1)
+    trainer.train()
+    held = [referrer for referrer in vars(trainer._sam_window).values() if isinstance(referrer, list)]
+    assert held == [[]]
