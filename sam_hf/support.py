@@ -25,13 +25,13 @@ def check_supported(trainer: Any) -> None:
         (
             trainer.is_deepspeed_enabled,
             "DeepSpeed, whose engine steps the optimizer inside every backward pass. Use DDP, or FSDP2 for models "
-            'that do not fit one device (fsdp="full_shard", fsdp_config={"fsdp_version": 2})',
+            'that do not fit one device (fsdp=True, fsdp_config={"version": 2})',
         ),
         (is_sagemaker_mp_enabled(), "SageMaker model parallelism. Use DDP or FSDP2"),
         (args.device.type == "xla", "XLA devices. Use CUDA, MPS or CPU devices"),
         (
             plugin is not None and getattr(plugin, "fsdp_version", 1) != 2,
-            'FSDP1, whose flat shards have no global norm. Use FSDP2 (fsdp_config={"fsdp_version": 2})',
+            'FSDP1, whose flat shards have no global norm. Use FSDP2 (fsdp_config={"version": 2})',
         ),
         (
             parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled),
