@@ -1,4 +1,4 @@
-"""A SAM training loop in plain torch around a given optimizer and scheduler: what Trainer's features must amount to."""
+"""A SAM loop in plain torch around a given optimizer and scheduler: what Trainer's features must amount to."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def test_train_and_eval_modes_of_schedule_free(tmp_path, family):
                 evaluated_at.append(snapshot(model))
             return super().compute_loss(model, *args, **kwargs)
 
-    actual, trainer = sam_run(
+    actual, _ = sam_run(
         data,
         tmp_path,
         settings,
