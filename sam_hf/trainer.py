@@ -80,7 +80,9 @@ class SAMMixin(_Trainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        self._sam_window = None
+        if self._sam_window is not None:
+            self._sam_window.abandon()
+            self._sam_window = None
         batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._sam_window = self._open_window(len(batches))
         return batches, num_items_in_batch

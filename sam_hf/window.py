@@ -185,6 +185,15 @@ class Window:
             self._report(passes.means)
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
+    def abandon(self) -> None:
+        """
+        Leave what was accumulated so far in `p.grad`, as a window of plain training does that a callback breaks off:
+        the next update takes it along.
+        """
+        for parameter, gradient in self._accumulated.items():
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        self._accumulated = {}
+
     def _pieces(self, batch: dict[str, Any], ends_window: bool) -> list[Piece]:
         size = self.grouping.examples
         if size is not None:
