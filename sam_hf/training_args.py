@@ -95,6 +95,10 @@ class SAMArguments:
 
     def __post_init__(self):
         check_sam_arguments(self)
+        # A hyperparameter search casts its values to the type of the field's present one: 0.1 to 0 where that is 0
+        self.sam_p = float(self.sam_p)
+        if self.sam_rho is not None:
+            self.sam_rho = float(self.sam_rho)
         parent = getattr(super(), "__post_init__", None)
         if parent is not None:  # SAMArguments may also stand alone
             parent()
