@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from .batch_norm import statistics_frozen, statistics_held
 from .checkpoints import last_whole_checkpoint, load_state, save_state
+from .counters import uncounted
 from .gradients import is_fsdp
 from .layout import Layout
 from .loss_share import is_mean, label_share, weighted_by
@@ -208,14 +209,15 @@ class SAMMixin(_Trainer):
         if piece.whole is not None and self._slices_are_means(model, piece.whole, num_items_in_batch):
             share = label_share(piece.inputs, piece.whole)
             weighted = weighted_by(self, share, not self._expects_scaled_loss(num_items_in_batch))
-        with weighted:
+        # Trainers count the first pass over each micro-batch, in their metrics as in `current_flos`
+        with weighted, nullcontext() if first else uncounted(self):
             loss = super().training_step(model, copy.copy(piece.inputs), num_items_in_batch)
-        if not first:  # Trainer counts the first pass over each micro-batch
+        if not first:
             self.current_flos += self.floating_point_ops(piece.inputs)
         return loss
 
     def _loss_without_gradient(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with torch.no_grad(), self.compute_loss_context_manager(), uncounted(self):
             prepared = self._prepare_inputs(copy.copy(inputs))
             loss = self.compute_loss(model, prepared, num_items_in_batch=num_items_in_batch)
         assert isinstance(loss, Tensor)  # not a pair: outputs were not asked for
