@@ -6,8 +6,24 @@ from typing import Any
 
 from transformers.utils import is_sagemaker_mp_enabled
 
-# Trainers that pick their data by a counter which `training_step` advances: a second pass would see another batch
-_STATEFUL_TRAINERS = ("GRPOTrainer", "RLOOTrainer")
+# TRL's trainers that generate completions in `training_step`, pick a batch by a counter that it advances, or account
+# for rollouts in it: a second pass would be over other data, or be taken for more of it
+_STATEFUL_TRAINERS = {
+    "A2POTrainer",
+    "AsyncDistillationTrainer",
+    "AsyncGRPOTrainer",
+    "DistillationTrainer",
+    "GKDTrainer",
+    "GOLDTrainer",
+    "GRPOTrainer",
+    "IWOPDTrainer",
+    "OnlineDPOTrainer",
+    "RLOOTrainer",
+    "SDFTTrainer",
+    "SDPOTrainer",
+}
+# Their batches hold the chosen completions of all examples, then the rejected: the first rows are not the first pairs
+_STACKING_TRAINERS = {"DPOTrainer", "RewardTrainer", "TPOTrainer"}
 
 
 def check_supported(trainer: Any) -> None:
@@ -21,6 +37,7 @@ def check_supported(trainer: Any) -> None:
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     parallelism = getattr(trainer.accelerator, "parallelism_config", None)
     optimizer = str(getattr(args.optim, "value", args.optim))
+    names = {base.__name__ for base in type(trainer).__mro__}
     refusals = [
         (
             trainer.is_deepspeed_enabled,
@@ -43,12 +60,25 @@ def check_supported(trainer: Any) -> None:
             "after it",
         ),
         (
-            any(base.__name__ in _STATEFUL_TRAINERS for base in type(trainer).__mro__),
+            not names.isdisjoint(_STATEFUL_TRAINERS),
             f"{type(trainer).__name__}, which draws new data at every training step. Use a trainer whose training "
             "step is one pass over the inputs it is given",
+        ),
+        (
+            _cuts_batches(trainer)
+            and (not names.isdisjoint(_STACKING_TRAINERS) or getattr(trainer, "padding_free", False)),
+            f"sam_m={trainer.sam_args.sam_m} in {type(trainer).__name__}, whose batches cannot be cut into examples "
+            "(pairs stacked, or sequences packed). Use a multiple of "
+            f"per_device_train_batch_size={getattr(args, 'per_device_train_batch_size', None)}",
         ),
     ]
     for refused, reason in refusals:
         if refused:
             method = trainer.sam_args.sam_method
             raise ValueError(f"sam_method={method!r} does not support {reason}, or sam_method='none'.")
+
+
+def _cuts_batches(trainer: Any) -> bool:
+    """Whether a perturbation is shared by fewer examples than a batch holds."""
+    m = trainer.sam_args.sam_m
+    return m is not None and m < trainer.args.per_device_train_batch_size

@@ -1,0 +1,93 @@
+"""TRL's own classes that two passes an update cannot run over, refused by name."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import SimpleNamespace
+
+import pytest
+from causal import llama, preferences, reward_model, run, texts, with_sam
+from transformers import Trainer
+
+from sam_hf import SAMArguments, SAMMixin
+
+trl = pytest.importorskip("trl")
+experimental = pytest.importorskip("trl.experimental")
+
+# One pass over the inputs they are given; `training_step` only opens a context around it
+SUPPORTED = {"SFTTrainer", "DPOTrainer", "RewardTrainer", "KTOTrainer", "CPOTrainer", "ORPOTrainer", "TPOTrainer"}
+
+
+def trainers():
+    """Every public trainer of TRL, by name."""
+    modules = [trl]
+    for package in pkgutil.iter_modules(experimental.__path__, "trl.experimental."):
+        if package.ispkg:
+            modules.append(importlib.import_module(package.name))
+    named = {}
+    for module in modules:
+        for name in getattr(module, "__all__", None) or dir(module):
+            if name.endswith("Trainer"):
+                named.setdefault(name, getattr(module, name))
+    return {name: found for name, found in named.items() if isinstance(found, type) and issubclass(found, Trainer)}
+
+
+def unbuilt(trainer_class: type, sam_method: str = "sam"):
+    """SAM over the class, with what the check reads; models, teachers and servers are not needed for it."""
+    trainer = object.__new__(type("Mine", (SAMMixin, trainer_class), {}))
+    trainer.args = SAMArguments(sam_method=sam_method)
+    trainer.args.optim = "adamw_torch"
+    trainer.args.device = SimpleNamespace(type="cpu")
+    trainer.accelerator = SimpleNamespace(state=SimpleNamespace(), parallelism_config=None)
+    trainer.is_deepspeed_enabled = False
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def found():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+        return trainers()
+
+
+def overrides(trainer_class: type) -> bool:
+    """Has its own way of getting data: `_prepare_inputs`, or a `training_step` that names its inputs."""
+    own = [base for base in trainer_class.__mro__ if base.__module__.startswith("trl.")]
+    steps = [base.__dict__["training_step"] for base in own if "training_step" in base.__dict__]
+    prepares = any("_prepare_inputs" in base.__dict__ for base in own)
+    return prepares or any("inputs" in step.__code__.co_varnames for step in steps)
+
+
+def test_every_trainer_with_data_of_its_own_is_refused(found):
+    assert {"GRPOTrainer", "RLOOTrainer", "DistillationTrainer", "OnlineDPOTrainer", "GKDTrainer"} <= found.keys()
+    for name, trainer_class in found.items():
+        if overrides(trainer_class):
+            with pytest.raises(ValueError, match="Mine, which draws new data"):
+                unbuilt(trainer_class)._refuse_unsupported()
+            unbuilt(trainer_class, sam_method="none")._refuse_unsupported()
+        else:
+            assert name in SUPPORTED, f"{name}: is it one pass over the inputs it is given?"
+            unbuilt(trainer_class)._refuse_unsupported()
+
+
+@pytest.mark.parametrize(
+    "names, make, data",
+    [
+        (("DPOTrainer", "DPOConfig"), llama, preferences),
+        (("RewardTrainer", "RewardConfig"), reward_model, preferences),
+    ],
+    ids=["dpo", "reward"],
+)
+def test_groups_smaller_than_a_batch_of_pairs(tmp_path, names, make, data):
+    classes = with_sam(*(getattr(trl, name) for name in names))
+    options = {"ref_model": llama()} if names[0] == "DPOTrainer" else {}
+    with pytest.raises(ValueError, match=r"sam_m=2 in SAM\w+, whose batches cannot be cut into examples .*=4"):
+        run(classes, make(), data(8), tmp_path, sam_m=2, **options)
+    run(classes, make(), data(8), tmp_path, sam_m=4, max_steps=1, **options)
+
+
+def test_groups_smaller_than_a_batch_without_padding(tmp_path):
+    classes = with_sam(trl.SFTTrainer, trl.SFTConfig)
+    with pytest.raises(ValueError, match="sequences packed"):
+        run(classes, llama(), texts(8), tmp_path, sam_m=2, padding_free=True, max_length=None)
