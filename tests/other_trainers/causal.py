@@ -87,13 +87,18 @@ def with_sam(trainer_class: type, arguments_class: type) -> tuple[type, type]:
 
 
 def run(classes: tuple[type, type], model, data: Dataset, output_dir, **changes: Any):
-    """Train, with the arguments of `tiny.arguments`; returns the trainer."""
+    """Train by TRL; returns the trainer. `changes`: of the arguments, or what the trainer itself takes."""
+    # TRL's own defaults are for large models
+    settings = {"bf16": False, "gradient_checkpointing": False} | changes
+    return run_with(classes, model, data, output_dir, processing_class=tokenizer(), **settings)
+
+
+def run_with(classes: tuple[type, type], model, data: Dataset, output_dir, **changes: Any):
     trainer_class, arguments_class = classes
-    options = {key: changes.pop(key) for key in ("peft_config", "ref_model", "callbacks") if key in changes}
+    taken = ("processing_class", "peft_config", "ref_model", "callbacks", "loss")
+    options = {key: changes.pop(key) for key in taken if key in changes}
     settings: dict[str, Any] = {
         "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
         "train_sampling_strategy": "sequential",
         "max_steps": 3,
         "per_device_train_batch_size": 4,
@@ -108,7 +113,7 @@ def run(classes: tuple[type, type], model, data: Dataset, output_dir, **changes:
         "dataloader_pin_memory": False,
     }
     args = arguments_class(output_dir=str(output_dir), **(settings | changes))
-    trainer = trainer_class(model=model, args=args, train_dataset=data, processing_class=tokenizer(), **options)
+    trainer = trainer_class(model=model, args=args, train_dataset=data, **options)
     trainer.train()
     return trainer
 
