@@ -1,4 +1,4 @@
-"""SAM over TRL's trainers of preference pairs: DPOTrainer and RewardTrainer."""
+"""SAM over TRL's trainers of preferences: the updates of a hand-written loop, and TRL's own metrics counted once."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ from causal import llama, logged, preferences, reward_model, run, tokenizer, wit
 from tiny import flat, relative_difference
 
 trl = pytest.importorskip("trl")
+cpo = pytest.importorskip("trl.experimental.cpo")
+orpo = pytest.importorskip("trl.experimental.orpo")
 
 DPO = (trl.DPOTrainer, trl.DPOConfig)
+KTO = (trl.KTOTrainer, trl.KTOConfig)
 REWARD = (trl.RewardTrainer, trl.RewardConfig)
+CPO = (cpo.CPOTrainer, cpo.CPOConfig)
+ORPO = (orpo.ORPOTrainer, orpo.ORPOConfig)
 
 
-def dpo(classes, model, *args, **options):
+def with_reference(classes, model, *args, **options):
     # The trainer would load a reference of its own by the model's name on the Hub
     return run(classes, model, *args, ref_model=llama(), **options)
 
 
 CASES = {
-    "dpo": (
-        dpo,
-        DPO,
-        llama,
-        ("loss", "num_tokens", "entropy", "mean_token_accuracy", "rewards/margins", "logps/chosen"),
-    ),
+    "dpo": (with_reference, DPO, llama, ("loss", "num_tokens", "rewards/margins", "logps/chosen")),
+    "kto": (with_reference, KTO, llama, ("loss", "num_tokens", "kl", "entropy")),
+    "cpo": (run, CPO, llama, ("loss", "rewards/margins", "logps/chosen")),
+    "orpo": (run, ORPO, llama, ("loss", "rewards/margins", "logps/chosen")),
     "reward": (run, REWARD, reward_model, ("loss", "num_tokens", "mean_reward", "accuracy", "margin")),
 }
 
