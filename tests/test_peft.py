@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 
 import pytest
 import torch
+from copies import CopiesOf
 from safetensors.torch import load_file
 from tiny import assert_same, bert, sentences, snapshot, trained, trainer_of
-from torch.utils._python_dispatch import TorchDispatchMode
 
 peft = pytest.importorskip("peft")
 
@@ -70,24 +69,6 @@ def test_update_of_a_hand_written_loop(tmp_path, name):
     # Trained parameters with a gradient moved, and nothing else
     moved = {key for key, tensor in snapshot(model).items() if not torch.equal(tensor, before[key])}
     assert moved and moved <= trainable(model).keys()
-
-
-class CopiesOf(TorchDispatchMode):
-    """Counts elements of the given tensors that an operator writes to new memory, or that it writes to."""
-
-    COPYING = ("clone", "_to_copy", "copy_", "_foreach_copy_", "_foreach_add", "_foreach_add_", "add_", "mul_")
-
-    def __init__(self, tensors):
-        self.watched = {tensor.untyped_storage().data_ptr() for tensor in tensors}
-        self.elements = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        if name in self.COPYING:
-            for tensor in torch.utils._pytree.tree_leaves((args, kwargs)):
-                if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() in self.watched:
-                    self.elements[name] += tensor.numel()
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
