@@ -17,9 +17,9 @@ from tiny import (
     trainer_of,
 )
 from torch import nn
-from transformers import Seq2SeqTrainer, T5Config, T5ForConditionalGeneration, Trainer
+from transformers import Trainer
 
-from sam_hf import SAMMixin, SAMSeq2SeqTrainer, SAMSeq2SeqTrainingArguments, SAMTrainer
+from sam_hf import SAMMixin, SAMTrainer
 
 
 class Popping(Trainer):
@@ -174,37 +174,6 @@ def test_sparse_gradients(tmp_path, options):
     trained(sparse, sentences(32), tmp_path, **run)
     trained(dense, sentences(32), tmp_path, **run)
     torch.testing.assert_close(flat(sparse), flat(dense), rtol=1e-12, atol=1e-12)
-
-
-def t5():
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 24, "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    config = T5Config(**sizes, dropout_rate=0.0, decoder_start_token_id=0)
-    return T5ForConditionalGeneration(config)
-
-
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_seq2seq_trainer(tmp_path, accumulation):
-    data = [example | {"labels": example["input_ids"].flip(0)} for example in sentences(8)]
-    args = SAMSeq2SeqTrainingArguments(
-        str(tmp_path),
-        use_cpu=True,
-        max_steps=3,
-        per_device_train_batch_size=4 // accumulation,
-        gradient_accumulation_steps=accumulation,
-        train_sampling_strategy="sequential",
-        predict_with_generate=True,
-        logging_steps=1,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        sam_rho=0.2,
-    )
-    trainer = SAMSeq2SeqTrainer(model=t5(), args=args, train_dataset=data, eval_dataset=data)
-    assert isinstance(trainer, Seq2SeqTrainer)
-    trainer.train()
-    assert [entry["sam_skipped"] for entry in trainer.state.log_history if "loss" in entry] == [0.0] * 3
-    assert trainer.predict(data, max_length=5).predictions.shape[0] == 8
 
 
 def test_gradient_checkpointing_with_dropout_changes_nothing(tmp_path):
