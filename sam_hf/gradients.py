@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -14,9 +15,9 @@ except ImportError:  # a torch built without distributed
     FSDPModule = ()  # type: ignore[assignment,misc]
 
 
-def take_gradients(parameters: Iterable[Tensor]) -> dict[Tensor, Tensor]:
-    """Set aside the gradients accumulated so far, by reference; the next backward pass starts from none."""
-    taken = {p: p.grad for p in parameters if p.grad is not None}
+def take_gradients(parameters: Iterable[Tensor], by_value: bool = False) -> dict[Tensor, Tensor]:
+    """Set aside the gradients accumulated so far, by reference or value; the next backward pass starts from none."""
+    taken = {p: p.grad.clone() if by_value else p.grad for p in parameters if p.grad is not None}
     for parameter in taken:
         parameter.grad = None
     return taken
@@ -26,6 +27,26 @@ def give_gradients_back(parameters: Iterable[Tensor], taken: dict[Tensor, Tensor
     """Undo `take_gradients`; what the parameters gathered since is dropped."""
     for parameter in parameters:
         parameter.grad = taken.get(parameter)
+
+
+def has_bucket_views(model: nn.Module) -> bool:
+    """Gradients that were reduced lie in DDP's buckets, which the next reduction overwrites."""
+    module = _uncompiled(model)
+    return isinstance(module, DistributedDataParallel) and module.gradient_as_bucket_view
+
+
+def mark_used(model: nn.Module, used: Iterable[Tensor]) -> None:
+    """
+    Add zeros to the gradients of the parameters `used` so far, before a pass that reduces them.
+
+    With `find_unused_parameters`, DDP keeps a list of what was used since it last reduced, and leaves other gradients
+    alone. A reduction in the middle of a window empties that list, so that what was accumulated before it would stay
+    local to each rank; and gradients set aside leave it with parameters without one, which it takes for a bug.
+    """
+    module = _uncompiled(model)
+    if isinstance(module, DistributedDataParallel) and module.find_unused_parameters:
+        parameters = list(used)
+        torch.autograd.backward(parameters, [p.new_zeros(()).expand_as(p) for p in parameters])
 
 
 def dense(gradients: Sequence[Tensor]) -> list[Tensor]:

@@ -22,7 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from .batch_norm import statistics_held
-from .gradients import dense, give_gradients_back, gradient_sync, is_fsdp, take_gradients
+from .gradients import (
+    dense,
+    give_gradients_back,
+    gradient_sync,
+    has_bucket_views,
+    is_fsdp,
+    mark_used,
+    take_gradients,
+)
 from .methods import Method
 from .perturbation import Perturbation
 from .rng import RandomState
@@ -153,6 +161,7 @@ class Window:
         self._position = 0
         self._group: list[Piece] = []
         self._accumulated: dict[Tensor, Tensor] = {}
+        self._used: dict[Tensor, None] = {}
         self._totals = _Totals()
 
     @property
@@ -212,7 +221,9 @@ class Window:
         if not self._group:
             # What p.grad holds is no part of this group's gradient: earlier groups', or those of a window that an
             # iterable dataset broke off
-            self._accumulated = take_gradients(passes.all_parameters)
+            overwritten = passes.sync_perturbation and has_bucket_views(passes.model)
+            self._accumulated = take_gradients(passes.all_parameters, by_value=overwritten)
+            self._note_use(self._accumulated)
         self._group.append(piece)
         if passes.replay_random:
             piece.random = RandomState(passes.random_devices)
@@ -251,6 +262,7 @@ class Window:
 
     def _perturb(self, passes: Passes, perturbation: Perturbation, first: bool) -> None:
         gradients = take_gradients(passes.all_parameters)
+        self._note_use(gradients)
         parameters = [p for p in passes.perturbed if p in gradients]
         assert self.method is not None
         ascent = self.method.ascent(dense([gradients.pop(p) for p in parameters]), parameters)
@@ -260,19 +272,24 @@ class Window:
             passes.means.add("sam_ascent_grad_norm", ascent.norm if scale is None else ascent.norm / scale)
         perturbation.add(parameters, ascent, self.radius / self.steps)
 
+    def _note_use(self, gradients: dict[Tensor, Tensor]) -> None:
+        self._used |= dict.fromkeys(p for p, gradient in gradients.items() if not gradient.is_sparse)
+
     def _ascent_sync(self, passes: Passes, piece: Piece) -> AbstractContextManager:
         shared = passes.sync_perturbation or is_fsdp(passes.model)
         enabled = shared and (piece.ends_group or passes.sync_each_batch)
-        return gradient_sync(passes.model, enabled, self._outer_sync(passes))
+        return self._sync(passes, enabled)
 
     def _descent_sync(self, passes: Passes, piece: Piece) -> AbstractContextManager:
         # FSDP2 keeps gradients that were not reduced where the next group's would be added to them
         boundary = piece.ends_group and is_fsdp(passes.model)
         enabled = piece.ends_window or boundary or passes.sync_each_batch
-        return gradient_sync(passes.model, enabled, self._outer_sync(passes))
+        return self._sync(passes, enabled)
 
-    def _outer_sync(self, passes: Passes) -> bool:
-        return self.is_complete or passes.sync_each_batch
+    def _sync(self, passes: Passes, enabled: bool) -> AbstractContextManager:
+        if enabled:
+            mark_used(passes.model, self._used)
+        return gradient_sync(passes.model, enabled, outer=self.is_complete or passes.sync_each_batch)
 
     def _report(self, means: RunningMeans) -> None:
         means.add("sam_rho", self.radius)

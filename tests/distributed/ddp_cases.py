@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
+from replicas import RHO
 from torch import nn
 
 MICRO_BATCH = 4
 UPDATES = 4
-LEARNING_RATE = 0.05
-RHO = 0.3
 
 CASES = {
     "local": {"sam_rho": RHO},

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import torch
-from ddp_cases import CASES, LEARNING_RATE, MICRO_BATCH, UPDATES, dataset, make_model
+from ddp_cases import CASES, MICRO_BATCH, UPDATES, dataset, make_model
+from replicas import LEARNING_RATE, flat
 from transformers import TrainerCallback
 
 from sam_hf import SAMTrainer, SAMTrainingArguments
@@ -27,7 +28,7 @@ class WeightsAtStepEnd(TrainerCallback):
         self.weights = []
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        self.weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]).clone())
+        self.weights.append(flat(model))
 
 
 def run(name: str, out: Path) -> None:

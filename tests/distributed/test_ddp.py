@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +9,8 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from ddp_cases import CASES, LEARNING_RATE, MICRO_BATCH, RHO, UPDATES, dataset, make_model
+from ddp_cases import CASES, MICRO_BATCH, UPDATES, dataset, make_model
+from replicas import Windows, train
 
 pytestmark = pytest.mark.distributed
 RANKS = 2
@@ -19,65 +18,33 @@ EXACT = [name for name in CASES if "overflow" not in name]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> dict[str, list[dict]]:
-    out = tmp_path_factory.mktemp("ddp")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(RANKS)]
-    worker = Path(__file__).parent / "ddp_worker.py"
-    # A rank that waits for a collective that the other never enters would hang: the timeout is part of the test
-    answer = subprocess.run(
-        [*command, str(worker), str(out)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=dict(os.environ, OMP_NUM_THREADS="1"),
-    )
-    assert answer.returncode == 0, answer.stderr[-4000:]
+def results(torchrun) -> dict[str, list[dict]]:
+    out = torchrun("ddp_worker.py")
     return {name: [torch.load(out / f"{name}-{rank}.pt") for rank in range(RANKS)] for name in CASES}
 
 
-def gradient(weights: torch.Tensor, batch: list[dict]) -> torch.Tensor:
-    model = make_model()
-    torch.nn.utils.vector_to_parameters(weights, model.parameters())
-    x = torch.stack([row["x"] for row in batch])
-    y = torch.stack([row["labels"] for row in batch])
-    loss = model(x, y)["loss"]
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
-
-
-def reference(case: dict) -> torch.Tensor:
-    """Weights after each update: batches are dealt to the ranks in turn, as accelerate deals them."""
-    accumulation = case.get("gradient_accumulation_steps", 1)
-    steps = case.get("sam_ascent_steps", 1)
+def windows(accumulation: int) -> Windows:
+    """Batches are dealt to the ranks in turn, as accelerate deals them."""
     data = dataset(RANKS * MICRO_BATCH * accumulation * UPDATES)
-    batches = [data[i : i + MICRO_BATCH] for i in range(0, len(data), MICRO_BATCH)]
-    weights = torch.cat([p.detach().flatten() for p in make_model().parameters()])
-    history = []
-    for update in range(UPDATES):
-        window = batches[update * RANKS * accumulation : (update + 1) * RANKS * accumulation]
-        per_rank = [window[rank::RANKS] for rank in range(RANKS)]
-        size = 1 if "sam_m" in case else accumulation
-        total = torch.zeros_like(weights)
-        for start in range(0, accumulation, size):
-            groups = [batches_of[start : start + size] for batches_of in per_rank]
-            epsilons = [torch.zeros_like(weights) for _ in range(RANKS)]
-            for _ in range(steps):
-                ascents = [
-                    sum(gradient(weights + epsilon, batch) for batch in group) / len(group)
-                    for group, epsilon in zip(groups, epsilons, strict=True)
-                ]
-                if case.get("sam_sync_perturbation"):
-                    ascents = [sum(ascents) / RANKS] * RANKS
-                epsilons = [e + RHO / steps * g / g.norm() for e, g in zip(epsilons, ascents, strict=True)]
-            for group, epsilon in zip(groups, epsilons, strict=True):
-                total += sum(gradient(weights + epsilon, batch) for batch in group) / accumulation / RANKS
-        weights = weights - LEARNING_RATE * total
-        history.append(weights)
-    return torch.stack(history)
+    batches = [
+        {key: torch.stack([row[key] for row in data[i : i + MICRO_BATCH]]) for key in data[0]}
+        for i in range(0, len(data), MICRO_BATCH)
+    ]
+    per_update = [batches[i : i + RANKS * accumulation] for i in range(0, len(batches), RANKS * accumulation)]
+    return [[window[rank::RANKS] for rank in range(RANKS)] for window in per_update]
 
 
 @pytest.mark.parametrize("name", EXACT)
 def test_equals_the_reference(results, name):
-    expected = reference(CASES[name])
+    case = CASES[name]
+    expected = train(
+        make_model,
+        windows(case.get("gradient_accumulation_steps", 1)),
+        MICRO_BATCH,
+        m=case.get("sam_m"),
+        synchronised=case.get("sam_sync_perturbation", False),
+        steps=case.get("sam_ascent_steps", 1),
+    )
     for rank in range(RANKS):
         torch.testing.assert_close(results[name][rank]["weights"], expected, rtol=1e-9, atol=1e-12)
 

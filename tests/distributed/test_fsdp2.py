@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,15 +15,8 @@ pytestmark = pytest.mark.distributed
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> list[dict]:
-    out = tmp_path_factory.mktemp("fsdp2")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    worker = Path(__file__).parent / "fsdp2_worker.py"
-    environment = dict(os.environ, OMP_NUM_THREADS="1")
-    answer = subprocess.run(
-        [*command, str(worker), str(out)], capture_output=True, text=True, timeout=120, env=environment
-    )
-    assert answer.returncode == 0, answer.stderr[-4000:]
+def results(torchrun) -> list[dict]:
+    out = torchrun("fsdp2_worker.py")
     return [torch.load(out / f"{rank}.pt") for rank in range(2)]
 
 

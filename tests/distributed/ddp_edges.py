@@ -1,0 +1,127 @@
+"""Cases in which replicas differ from each other: their data, the parameters they use, what overflows, what they hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from replicas import RHO
+from torch import nn
+
+MICRO_BATCH = 4
+# Of Regression: `extra` is used by the examples whose first feature is beyond this
+FAR = 1.2
+
+
+class Regression(nn.Module):
+    """
+    A mean squared error in float64.
+
+    Args:
+        parts: `"extra"`, a layer for micro-batches with far examples only; `"unused"`, one that no pass reaches;
+            `"norm"`, BatchNorm followed by random numbers that change nothing; `"routed"`, a layer for some weights
+            only: a pass at w may use it and the one at w + ε not.
+    """
+
+    def __init__(self, parts: tuple[str, ...] = ()):
+        super().__init__()
+        self.first = nn.Linear(5, 7)
+        self.norm = nn.BatchNorm1d(7) if "norm" in parts else nn.Identity()
+        self.draws = "norm" in parts
+        self.routed = nn.Linear(7, 1) if "routed" in parts else None
+        self.second = nn.Linear(7, 1)
+        self.extra = nn.Linear(7, 1) if "extra" in parts else None
+        self.unused = nn.Linear(3, 3) if "unused" in parts else None
+
+    def forward(self, x, labels=None):
+        hidden = torch.tanh(self.norm(self.first(x)))
+        if self.draws and self.training:
+            torch.rand_like(hidden)  # as dropout would, but a reference need not draw the same
+        prediction = self.second(hidden)
+        if self.extra is not None and (x[:, 0] > FAR).any():
+            prediction = prediction + self.extra(hidden)
+        if self.routed is not None and int(self.first.bias[0] * 1000) % 2:
+            prediction = prediction + self.routed(hidden)
+        return {"loss": nn.functional.mse_loss(prediction.squeeze(-1), labels)}
+
+
+def make_model(parts: tuple[str, ...] = ()) -> Regression:
+    torch.manual_seed(0)
+    return Regression(parts).double()
+
+
+def dataset(size: int) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(size, 5, generator=generator, dtype=torch.float64)
+    y = torch.randn(size, generator=generator, dtype=torch.float64)
+    return [{"x": a, "labels": b} for a, b in zip(x, y, strict=True)]
+
+
+@dataclass
+class Case:
+    """
+    Attributes:
+        arguments: fields of SAMTrainingArguments.
+        parts: of [`Regression`].
+        bucket_views: gradients live in DDP's buckets.
+        not_finite: passes (of update 1, rank 1) whose loss is NaN; 0 is the ascent pass.
+        exact: gradient descent in one process over what the ranks saw must give the same weights.
+    """
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
+    examples: int = 64
+    bucket_views: bool = False
+    not_finite: tuple[int, ...] = ()
+    exact: bool = True
+
+    @property
+    def accumulation(self) -> int:
+        return self.arguments.get("gradient_accumulation_steps", 1)
+
+    @property
+    def m(self) -> int | None:
+        return self.arguments.get("sam_m")
+
+    @property
+    def synchronised(self) -> bool:
+        return self.arguments.get("sam_sync_perturbation", False)
+
+
+ACCUMULATED = {"gradient_accumulation_steps": 3}
+SHARED = {"sam_sync_perturbation": True}
+OWN_GROUPS = {"sam_m": MICRO_BATCH}
+SLICES = {"sam_m": 2}
+EVERY_BATCH = {"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}}
+UNEVEN = {"accelerator_config": {"even_batches": False}}
+FIND_UNUSED = {"ddp_find_unused_parameters": True}
+UNUSED = ("extra", "unused")
+
+CASES = {
+    # 21 examples: five micro-batches of 4 and one of 1, which accelerate completes from the beginning
+    "uneven": Case({"gradient_accumulation_steps": 2}, examples=21),
+    "uneven, dropped": Case({"gradient_accumulation_steps": 2, "dataloader_drop_last": True}, examples=21),
+    "uneven, slices": Case({**ACCUMULATED, **SLICES, **UNEVEN}, examples=30),
+    "uneven, synchronised": Case({**ACCUMULATED, **SHARED, **OWN_GROUPS, **UNEVEN}, examples=30),
+    "unused": Case({**ACCUMULATED, **FIND_UNUSED}, UNUSED),
+    "unused, synchronised": Case({**ACCUMULATED, **FIND_UNUSED, **SHARED}, UNUSED),
+    "unused, m = micro-batch": Case({**ACCUMULATED, **FIND_UNUSED, **OWN_GROUPS, **SHARED}, UNUSED),
+    "unused, bucket views": Case({**ACCUMULATED, **FIND_UNUSED, **OWN_GROUPS, **SHARED}, UNUSED, bucket_views=True),
+    "unused, routed": Case({**ACCUMULATED, **FIND_UNUSED, **OWN_GROUPS}, ("routed",)),
+    "unused, routed, synchronised": Case({**ACCUMULATED, **FIND_UNUSED, **SLICES, **SHARED}, ("routed",)),
+    "bucket views": Case({**ACCUMULATED, **OWN_GROUPS}, bucket_views=True),
+    "bucket views, slices": Case({**ACCUMULATED, **SLICES, **SHARED}, bucket_views=True),
+    "bucket views, each batch": Case({**ACCUMULATED, **OWN_GROUPS, **EVERY_BATCH}, bucket_views=True),
+    "bucket views, each batch, synchronised": Case(
+        {**ACCUMULATED, **OWN_GROUPS, **EVERY_BATCH, **SHARED}, bucket_views=True
+    ),
+    "each batch, two steps": Case({**ACCUMULATED, **EVERY_BATCH, **SHARED, "sam_ascent_steps": 2}),
+    "compiled": Case({**ACCUMULATED, **OWN_GROUPS, "torch_compile": True, "torch_compile_backend": "eager"}),
+    "statistics": Case(ACCUMULATED, ("norm",)),
+    "statistics, synchronised": Case({**ACCUMULATED, **SHARED, **OWN_GROUPS}, ("norm",)),
+    "statistics, slices": Case({**ACCUMULATED, **SLICES}, ("norm",)),
+    "NaN in the ascent": Case(not_finite=(0,)),
+    "NaN in the ascent, synchronised": Case(SHARED, not_finite=(0,)),
+    "NaN in all passes": Case(not_finite=(0, 1), exact=False),
+}

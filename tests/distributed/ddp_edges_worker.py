@@ -1,0 +1,112 @@
+"""Trains every case of `ddp_edges` on this rank, and saves what it saw, did and ended with."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+
+import torch
+from ddp_edges import CASES, MICRO_BATCH, Case, dataset, make_model
+from replicas import LEARNING_RATE, RHO, flat
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+from transformers import TrainerCallback
+
+from sam_hf import SAMTrainer, SAMTrainingArguments
+
+UPDATES = 4
+
+
+class Recorder(SAMTrainer):
+    """Records the micro-batches of each update, and the passes of it that reduced gradients."""
+
+    def __init__(self, case: Case, **kwargs):
+        super().__init__(**kwargs)
+        self.case = case
+        self.windows: list[list[dict]] = []
+        self.reductions: list[set[int]] = []
+        self.passes = 0
+        if case.bucket_views:
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True
+
+    def get_batch_samples(self, *args):
+        batches, num_items = super().get_batch_samples(*args)
+        if batches:
+            self.windows.append([dict(batch) for batch in batches])
+            self.reductions.append(set())
+            self.passes = 0
+        return batches, num_items
+
+    def training_step(self, model, inputs, *args):
+        ddp = getattr(model, "_orig_mod", model)
+        assert isinstance(ddp, DistributedDataParallel)
+        assert ddp.gradient_as_bucket_view == self.case.bucket_views
+        if not hasattr(self, "_hooked"):
+            self._hooked = True
+            ddp.register_comm_hook(None, self._reduce)
+        return super().training_step(model, inputs, *args)
+
+    def _reduce(self, state, bucket):
+        self.reductions[-1].add(self.passes - 1)
+        return allreduce_hook(None, bucket)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        if torch.is_grad_enabled():
+            faulty = self.passes in self.case.not_finite and self.args.process_index == 1
+            if faulty and self.state.global_step == 1:
+                loss = loss * torch.nan
+            self.passes += 1
+        return (loss, None) if return_outputs else loss
+
+
+class StateAtStepEnd(TrainerCallback):
+    def __init__(self):
+        self.weights: list[torch.Tensor] = []
+        self.means: list[torch.Tensor] = []
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.weights.append(flat(model))
+        self.means.append(torch.cat([b.flatten().double() for b in [*model.buffers(), torch.zeros(0)]]).clone())
+
+
+def run(name: str, case: Case, out: Path) -> None:
+    args = SAMTrainingArguments(
+        str(out / name),
+        per_device_train_batch_size=MICRO_BATCH,
+        sam_rho=RHO,
+        max_steps=UPDATES,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        optim="sgd",
+        max_grad_norm=0.0,
+        train_sampling_strategy="sequential",
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        **copy.deepcopy(case.arguments),  # Trainer takes entries out of the dictionaries
+    )
+    state = StateAtStepEnd()
+    trainer = Recorder(
+        case,
+        model=make_model(case.parts),
+        args=args,
+        train_dataset=dataset(case.examples),
+        callbacks=[state],
+    )
+    trainer.train()
+    result = {
+        "weights": torch.stack(state.weights),
+        "buffers": torch.stack(state.means),
+        "windows": trainer.windows,
+        "reductions": trainer.reductions,
+    }
+    torch.save(result, out / f"{name}-{args.process_index}.pt")
+
+
+if __name__ == "__main__":
+    for case_name, edge in CASES.items():
+        run(case_name, edge, Path(sys.argv[1]))
+    torch.distributed.destroy_process_group()

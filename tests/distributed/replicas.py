@@ -1,0 +1,90 @@
+"""What each rank of a data-parallel run saw, trained again in one process: SAM over replicas, written out naively."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import nn
+
+LEARNING_RATE = 0.05
+RHO = 0.3
+
+# [update][rank][micro-batch]: the inputs of one forward pass
+Windows = list[list[list[dict[str, Any]]]]
+# A share of the window's loss, and the inputs it is a mean over
+Group = list[tuple[float, dict[str, Any]]]
+
+
+def flat(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
+
+
+def split(window: list[dict[str, Any]], m: int | None, micro_batch: int) -> list[Group]:
+    """The groups of one rank's window that share a perturbation. The window's loss is the mean over micro-batches."""
+    if m is None or m >= micro_batch:
+        size = len(window) if m is None else m // micro_batch
+        return [
+            [(1 / len(window), batch) for batch in window[start : start + size]]
+            for start in range(0, len(window), size)
+        ]
+    groups = []
+    for batch in window:
+        examples = len(batch["labels"])
+        for start in range(0, examples, m):
+            part = {key: value[start : start + m] for key, value in batch.items()}
+            groups.append([(len(part["labels"]) / examples / len(window), part)])
+    return groups
+
+
+def gradient(model: nn.Module, weights: torch.Tensor, group: Group) -> torch.Tensor:
+    parameters = list(model.parameters())
+    nn.utils.vector_to_parameters(weights, parameters)
+    total = torch.zeros_like(weights)
+    for share, batch in group:
+        loss = share * model(**batch)["loss"]
+        # A parameter that this pass did not use adds nothing
+        parts = torch.autograd.grad(loss, parameters, allow_unused=True)
+        total += torch.cat(
+            [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, parts, strict=True)]
+        )
+    return total
+
+
+def train(
+    make_model: Callable[[], nn.Module],
+    windows: Windows,
+    micro_batch: int,
+    *,
+    m: int | None = None,
+    synchronised: bool = False,
+    steps: int = 1,
+    unperturbed: Collection[tuple[int, int]] = (),
+) -> torch.Tensor:
+    """
+    The weights after each update, by plain gradient descent.
+
+    Args:
+        synchronised: the ascent gradient is averaged over ranks.
+        unperturbed: (update, rank) whose ascent gradient is not finite.
+    """
+    model = make_model().train()
+    weights = flat(model)
+    history = []
+    for update, window in enumerate(windows):
+        per_rank = [[(rank, group) for group in split(window[rank], m, micro_batch)] for rank in range(len(window))]
+        if synchronised:
+            teams = list(zip(*per_rank, strict=True))
+        else:
+            teams = [(member,) for members in per_rank for member in members]
+        total = torch.zeros_like(weights)
+        for team in teams:
+            epsilon = torch.zeros_like(weights)
+            for _ in range(0 if any((update, rank) in unperturbed for rank, _ in team) else steps):
+                ascent = sum(gradient(model, weights + epsilon, group) for _, group in team) / len(team)
+                epsilon = epsilon + RHO / steps * ascent / ascent.norm()
+            total += sum(gradient(model, weights + epsilon, group) for _, group in team)
+        weights = weights - LEARNING_RATE * total / len(window)
+        history.append(weights)
+    return torch.stack(history)
