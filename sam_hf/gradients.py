@@ -88,5 +88,23 @@ def gradient_sync(model: nn.Module, enabled: bool, outer: bool) -> Iterator[None
         yield
 
 
+@contextmanager
+def no_broadcast(model: nn.Module) -> Iterator[None]:
+    """
+    Passes inside, which have no backward, take no part in DDP's broadcast of buffers, which is due once an update: a
+    rank that makes such a pass alone would wait for the others, and what a pass received is not kept where running
+    statistics are held.
+    """
+    module = _uncompiled(model)
+    if not isinstance(module, DistributedDataParallel):
+        yield
+        return
+    due, module.require_forward_param_sync = module.require_forward_param_sync, False
+    try:
+        yield
+    finally:
+        module.require_forward_param_sync = due
+
+
 def _uncompiled(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)

@@ -20,7 +20,7 @@ from transformers.utils import logging
 from .batch_norm import statistics_frozen, statistics_held
 from .checkpoints import last_whole_checkpoint, load_state, save_state
 from .counters import uncounted
-from .gradients import is_fsdp
+from .gradients import is_fsdp, no_broadcast
 from .layout import Layout
 from .loss_share import is_mean, label_share, weighted_by
 from .rng import RandomState
@@ -217,7 +217,7 @@ class SAMMixin(_Trainer):
         return loss
 
     def _loss_without_gradient(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
-        with torch.no_grad(), self.compute_loss_context_manager(), uncounted(self):
+        with torch.no_grad(), no_broadcast(model), uncounted(self), self.compute_loss_context_manager():
             prepared = self._prepare_inputs(copy.copy(inputs))
             loss = self.compute_loss(model, prepared, num_items_in_batch=num_items_in_batch)
         assert isinstance(loss, Tensor)  # not a pair: outputs were not asked for

@@ -64,11 +64,15 @@ class Recorder(SAMTrainer):
 class StateAtStepEnd(TrainerCallback):
     def __init__(self):
         self.weights: list[torch.Tensor] = []
-        self.means: list[torch.Tensor] = []
+        self.statistics: list[dict[str, torch.Tensor]] = []
+        self.without_gradient: list[set[str]] = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.without_gradient.append({name for name, p in model.named_parameters() if p.grad is None})
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         self.weights.append(flat(model))
-        self.means.append(torch.cat([b.flatten().double() for b in [*model.buffers(), torch.zeros(0)]]).clone())
+        self.statistics.append({name: buffer.clone() for name, buffer in model.named_buffers()})
 
 
 def run(name: str, case: Case, out: Path) -> None:
@@ -99,7 +103,8 @@ def run(name: str, case: Case, out: Path) -> None:
     trainer.train()
     result = {
         "weights": torch.stack(state.weights),
-        "buffers": torch.stack(state.means),
+        "statistics": state.statistics,
+        "without_gradient": state.without_gradient,
         "windows": trainer.windows,
         "reductions": trainer.reductions,
     }
