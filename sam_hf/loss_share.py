@@ -34,10 +34,11 @@ def is_mean(loss: Callable[[Any], Tensor], num_items: Any) -> bool | None:
     if num_items is None:
         return True
     with torch.no_grad():
-        value = loss(num_items).sum()  # one loss a device under nn.DataParallel
-        if value == 0 or not value.isfinite():
-            return None
-        return bool(torch.equal(value, loss(2 * num_items).sum()))
+        # Both passes in any case: they may communicate, and the examples of other processes may be able to tell
+        value, other = loss(num_items).sum(), loss(2 * num_items).sum()  # one loss a device under nn.DataParallel
+    if value == 0 or not value.isfinite():
+        return None
+    return bool(torch.equal(value, other))
 
 
 @contextmanager

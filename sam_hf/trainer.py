@@ -27,6 +27,7 @@ from .rng import RandomState
 from .rounding import StochasticRounding
 from .running_means import RunningMeans
 from .schedules import radius_at
+from .slices import first_dimension
 from .support import check_supported
 from .targets import perturbed_parameters
 from .training_args import check_sam_arguments, method_class, sam_arguments
@@ -101,6 +102,8 @@ class SAMMixin(_Trainer):
         with statistics_frozen(self._layout_of(model).normalisation) if frozen else nullcontext():
             if self._sam_window.radius == 0:
                 return super().training_step(model, inputs, num_items_in_batch)
+            if self._sam_window.grouping.examples is not None and self._sam_loss_is_mean is None:
+                self._ask_if_loss_is_mean(model, inputs, num_items_in_batch)
             loss = self._sam_window.step(self._passes(model, num_items_in_batch), inputs)
         if self._sam_window.is_complete and not self._sam_rounding_checked:
             # The one time that the host waits for the device: a run in which SAM does nothing should say so at once
@@ -206,7 +209,8 @@ class SAMMixin(_Trainer):
     ) -> Tensor:
         """One forward and backward of the Trainer below, over its own copy of the inputs: overrides pop from them."""
         weighted: AbstractContextManager = nullcontext()
-        if piece.whole is not None and self._slices_are_means(model, piece.whole, num_items_in_batch):
+        # Of no labels at all, a mean weighs 0 and a sum is 0: it need not be known yet
+        if piece.whole is not None and self._sam_loss_is_mean is not False:
             share = label_share(piece.inputs, piece.whole)
             weighted = weighted_by(self, share, not self._expects_scaled_loss(num_items_in_batch))
         # Trainers count the first pass over each micro-batch, in their metrics as in `current_flos`
@@ -231,21 +235,28 @@ class SAMMixin(_Trainer):
             self.compute_loss_func is not None
         )
 
-    def _slices_are_means(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> bool:
-        """Asked once a run, of the first micro-batch with labels; leaves generators and running statistics alone."""
-        if self._sam_loss_is_mean is None:
-            model.train()
-            layout = self._layout_of(model)
-            random = RandomState(layout.random_devices)
+    def _ask_if_loss_is_mean(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> None:
+        """
+        Asked once a run, of the first micro-batch with labels; leaves generators and running statistics alone.
 
-            def loss(num_items: Any) -> Tensor:
-                random.restore()
-                return self._loss_without_gradient(model, inputs, num_items)
+        All processes ask and answer together: passes over shards communicate, and the labels may be on one of them.
+        """
+        first_dimension(inputs)  # inputs that cannot be cut are refused before the model sees them
+        model.train()
+        layout = self._layout_of(model)
+        random = RandomState(layout.random_devices)
 
-            with statistics_held(layout.normalisation):
-                self._sam_loss_is_mean = is_mean(loss, num_items_in_batch)
+        def loss(num_items: Any) -> Tensor:
             random.restore()
-        return self._sam_loss_is_mean is not False  # of no labels at all, a mean weighs 0 and a sum is 0
+            return self._loss_without_gradient(model, inputs, num_items)
+
+        with statistics_held(layout.normalisation):
+            answer = is_mean(loss, num_items_in_batch)
+        random.restore()
+        votes = torch.tensor([answer is True, answer is False], dtype=torch.float32, device=self.args.device)
+        means, sums = self.accelerator.reduce(votes, reduction="sum").tolist()
+        if means or sums:
+            self._sam_loss_is_mean = not sums
 
     def _loss_scale(self) -> Tensor | None:
         scaler = self.accelerator.scaler

@@ -1,4 +1,4 @@
-"""Cases in which replicas differ from each other: their data, the parameters they use, what overflows, what they hold."""
+"""Cases in which replicas differ: in their data, in the parameters they use, in what is not finite."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from replicas import RHO
 from torch import nn
 
 MICRO_BATCH = 4
@@ -58,6 +57,42 @@ def dataset(size: int) -> list[dict[str, torch.Tensor]]:
     return [{"x": a, "labels": b} for a, b in zip(x, y, strict=True)]
 
 
+class Tagger(nn.Module):
+    """
+    A summed cross entropy over the labels that are not −100.
+
+    Args:
+        communicates: each pass sums over ranks, as losses with examples of other devices do. A rank that makes a pass
+            alone waits for ever.
+    """
+
+    accepts_loss_kwargs = True
+
+    def __init__(self, communicates: bool):
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+        self.communicates = communicates
+
+    def forward(self, x, labels=None, num_items_in_batch=None):
+        total = nn.functional.cross_entropy(self.layer(x), labels, ignore_index=-100, reduction="sum")
+        ranks = torch.ones(())
+        if self.communicates:
+            torch.distributed.all_reduce(ranks, op=torch.distributed.ReduceOp.MAX)
+        return {"loss": total / num_items_in_batch * ranks}
+
+
+def make_tagger(communicates: bool) -> Tagger:
+    torch.manual_seed(0)
+    return Tagger(communicates).double()
+
+
+def tagged(unlabelled: int, size: int) -> list[dict[str, torch.Tensor]]:
+    """Examples of which the first ones have no label."""
+    labels = torch.randint(0, 3, (size,), generator=torch.Generator().manual_seed(1))
+    labels[:unlabelled] = -100
+    return [{"x": row["x"], "labels": label} for row, label in zip(dataset(size), labels, strict=True)]
+
+
 @dataclass
 class Case:
     """
@@ -97,6 +132,9 @@ EVERY_BATCH = {"accelerator_config": {"gradient_accumulation_kwargs": {"sync_eac
 UNEVEN = {"accelerator_config": {"even_batches": False}}
 FIND_UNUSED = {"ddp_find_unused_parameters": True}
 UNUSED = ("extra", "unused")
+
+# The first micro-batch of rank 0 cannot tell whether the loss is a mean
+LABELS_ON_ONE_RANK = Case({"gradient_accumulation_steps": 2, **SLICES})
 
 CASES = {
     # 21 examples: five micro-batches of 4 and one of 1, which accelerate completes from the beginning

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import torch
-from ddp_edges import CASES, MICRO_BATCH, Case, dataset, make_model
+from ddp_edges import CASES, LABELS_ON_ONE_RANK, MICRO_BATCH, Case, dataset, make_model, make_tagger, tagged
+from ranks import leave
 from replicas import LEARNING_RATE, RHO, flat
+from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
@@ -75,7 +77,7 @@ class StateAtStepEnd(TrainerCallback):
         self.statistics.append({name: buffer.clone() for name, buffer in model.named_buffers()})
 
 
-def run(name: str, case: Case, out: Path) -> None:
+def run(name: str, case: Case, model: nn.Module, data: list[dict], out: Path) -> None:
     args = SAMTrainingArguments(
         str(out / name),
         per_device_train_batch_size=MICRO_BATCH,
@@ -95,9 +97,9 @@ def run(name: str, case: Case, out: Path) -> None:
     state = StateAtStepEnd()
     trainer = Recorder(
         case,
-        model=make_model(case.parts),
+        model=model,
         args=args,
-        train_dataset=dataset(case.examples),
+        train_dataset=data,
         callbacks=[state],
     )
     trainer.train()
@@ -113,5 +115,8 @@ def run(name: str, case: Case, out: Path) -> None:
 
 if __name__ == "__main__":
     for case_name, edge in CASES.items():
-        run(case_name, edge, Path(sys.argv[1]))
-    torch.distributed.destroy_process_group()
+        run(case_name, edge, make_model(edge.parts), dataset(edge.examples), Path(sys.argv[1]))
+    for communicates in (False, True):
+        tagger = make_tagger(communicates)
+        run(f"tagger {communicates}", LABELS_ON_ONE_RANK, tagger, tagged(MICRO_BATCH, 64), Path(sys.argv[1]))
+    leave()

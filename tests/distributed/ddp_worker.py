@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from ddp_cases import CASES, MICRO_BATCH, UPDATES, dataset, make_model
+from ranks import leave
 from replicas import LEARNING_RATE, flat
 from transformers import TrainerCallback
 
@@ -68,4 +69,4 @@ def run(name: str, out: Path) -> None:
 if __name__ == "__main__":
     for case_name in CASES:
         run(case_name, Path(sys.argv[1]))
-    torch.distributed.destroy_process_group()
+    leave()

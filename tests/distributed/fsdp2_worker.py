@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from ranks import leave
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
@@ -55,4 +56,4 @@ if __name__ == "__main__":
             fully_shard(layer, mesh=mesh)
     fully_shard(sharded, mesh=mesh)
     torch.save(measure(sharded), Path(sys.argv[1]) / f"{dist.get_rank()}.pt")
-    dist.destroy_process_group()
+    leave()

@@ -21,7 +21,8 @@ EXACT = [name for name, case in CASES.items() if case.exact]
 @pytest.fixture(scope="module")
 def results(torchrun) -> dict[str, list[dict]]:
     out = torchrun("ddp_edges_worker.py")
-    return {name: [torch.load(out / f"{name}-{rank}.pt") for rank in range(RANKS)] for name in CASES}
+    names = [*CASES, "tagger True", "tagger False"]
+    return {name: [torch.load(out / f"{name}-{rank}.pt") for rank in range(RANKS)] for name in names}
 
 
 def windows_of(ranks: list[dict]) -> list[list[list[dict]]]:
@@ -112,3 +113,9 @@ def test_not_a_number_on_one_rank_reaches_all(results):
     weights = results["NaN in all passes"][0]["weights"]
     assert weights[0].isfinite().all()
     assert weights[1].isnan().all()
+
+
+def test_ranks_ask_together_whether_the_loss_is_a_mean(results):
+    assert (results["tagger True"][0]["windows"][0][0]["labels"] == -100).all()
+    for rank in range(RANKS):
+        assert torch.equal(results["tagger True"][rank]["weights"], results["tagger False"][rank]["weights"])
