@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from causal import logged, run_with, with_sam
+from datasets import DatasetDict
 from embeddings import cross_encoder, embedder, pairs, sparse_encoder
 from tiny import flat, relative_difference
 from torch import nn
@@ -141,6 +142,23 @@ def test_cached_gradients_are_those_of_the_whole_batch(tmp_path):
     run_with(SAM, whole.model, pairs(16), tmp_path, loss=whole, **options)
     run_with(SAM, parts.model, pairs(16), tmp_path, loss=parts, **options)
     torch.testing.assert_close(flat(parts), flat(whole), rtol=1e-9, atol=1e-10)
+
+
+def test_losses_of_several_datasets(tmp_path):
+    """A window over two datasets: each loss, and what it owns, has a gradient from its own batches alone."""
+    data = DatasetDict(classes=pairs(16, "class"), ranked=pairs(16))
+
+    def train(classes, sam_rho=None):
+        model = embedder(tmp_path / "model")
+        loss = {"classes": softmax(model), "ranked": ranking(model)}
+        options = {"sam_rho": sam_rho} if sam_rho else {}
+        options |= {"gradient_accumulation_steps": 2, "learning_rate": 0.5}
+        run_with(classes, model, data, tmp_path, loss=loss, multi_dataset_batch_sampler="round_robin", **options)
+        return flat(loss["classes"])
+
+    expected = train(PLAIN)
+    torch.testing.assert_close(train(SAM, sam_rho=1e-12), expected, rtol=1e-9, atol=1e-10)
+    assert relative_difference(train(SAM, sam_rho=0.3), expected) > 1e-3
 
 
 def cross_encoder_case(folder):
