@@ -114,7 +114,7 @@ def run_with(classes: tuple[type, type], model, data: Dataset, output_dir, **cha
     }
     args = arguments_class(output_dir=str(output_dir), **(settings | changes))
     trainer = trainer_class(model=model, args=args, train_dataset=data, **options)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     return trainer
 
 

@@ -134,11 +134,12 @@ def test_parts_of_a_loss_are_logged_once(tmp_path, options):
     assert abs(logged(sam, "sam_sharpness")[0][0]) > 1e-2
 
 
-def test_cached_gradients_are_those_of_the_whole_batch(tmp_path):
+@pytest.mark.parametrize("m", [None, 4, 2])
+def test_cached_gradients_are_those_of_the_whole_batch(tmp_path, m):
     """GradCache embeds again in its backward hook: at w + ε in the descent pass."""
     whole = ranking(embedder(tmp_path / "model"))
     parts = cached(copy.deepcopy(whole.model))
-    options = {"gradient_accumulation_steps": 2, "learning_rate": 0.5, "sam_rho": 0.3, "sam_ascent_steps": 2}
+    options = {"gradient_accumulation_steps": 2, "learning_rate": 0.5, "sam_rho": 0.3, "sam_m": m}
     run_with(SAM, whole.model, pairs(16), tmp_path, loss=whole, **options)
     run_with(SAM, parts.model, pairs(16), tmp_path, loss=parts, **options)
     torch.testing.assert_close(flat(parts), flat(whole), rtol=1e-9, atol=1e-10)

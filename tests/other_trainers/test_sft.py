@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
-from causal import conversations, llama, logged, run, texts, tokenizer, with_sam
+from causal import conversations, llama, logged, run, texts, tokenizer
 from reference import SGD, train
-from tiny import flat, relative_difference, windows_of
+from tiny import assert_same, flat, relative_difference, snapshot, windows_of
+
+from sam_hf import SAMArguments, SAMMixin
 
 trl = pytest.importorskip("trl")
 
 PLAIN = (trl.SFTTrainer, trl.SFTConfig)
-SAM = with_sam(*PLAIN)
+
+
+class SAMSFTTrainer(SAMMixin, trl.SFTTrainer):
+    pass
+
+
+@dataclass
+class SAMSFTConfig(SAMArguments, trl.SFTConfig):
+    pass
+
+
+SAM = (SAMSFTTrainer, SAMSFTConfig)
 METRICS = ("loss", "entropy", "mean_token_accuracy", "num_tokens")
 
 
@@ -89,3 +104,13 @@ def test_metrics_are_those_of_one_pass(tmp_path, options):
     if options.get("sam_m") != 2:
         assert logged(sam, *METRICS) == logged(plain, *METRICS)
     assert not any(sam._metrics["train"].values())
+
+
+def test_resumed_training_is_uninterrupted_training(tmp_path):
+    options = {"sam_rho": 0.2, "gradient_accumulation_steps": 2, "max_steps": 4, "optim": "adamw_torch"}
+    options |= {"learning_rate": 0.01, "save_strategy": "steps", "save_steps": 2, "logging_steps": 2}
+    whole, resumed = llama(dropout=0.3), llama(dropout=0.3)
+    run(SAM, whole, texts(32), tmp_path, **options)
+    trainer = run(SAM, resumed, texts(32), tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-2"), **options)
+    assert trainer.state.global_step == 4
+    assert_same(snapshot(resumed), snapshot(whole))

@@ -24,9 +24,9 @@ def trained(classes, data, output_dir, **options):
     at_start = []
 
     class Starting(classes[0]):
-        def train(self):
+        def train(self, *args, **kwargs):
             at_start.append(snapshot(self.model))
-            return super().train()
+            return super().train(*args, **kwargs)
 
     torch.manual_seed(3)
     trainer = run((Starting, classes[1]), llama(), data, output_dir, peft_config=adapters(), **options)
