@@ -37,7 +37,6 @@ def check_supported(trainer: Any) -> None:
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     parallelism = getattr(trainer.accelerator, "parallelism_config", None)
     optimizer = str(getattr(args.optim, "value", args.optim))
-    names = {base.__name__ for base in type(trainer).__mro__}
     refusals = [
         (
             trainer.is_deepspeed_enabled,
@@ -60,13 +59,13 @@ def check_supported(trainer: Any) -> None:
             "after it",
         ),
         (
-            not names.isdisjoint(_STATEFUL_TRAINERS),
+            _stands_over(trainer, _STATEFUL_TRAINERS),
             f"{type(trainer).__name__}, which draws new data at every training step. Use a trainer whose training "
             "step is one pass over the inputs it is given",
         ),
         (
             _cuts_batches(trainer)
-            and (not names.isdisjoint(_STACKING_TRAINERS) or getattr(trainer, "padding_free", False)),
+            and (_stands_over(trainer, _STACKING_TRAINERS) or getattr(trainer, "padding_free", False)),
             f"sam_m={trainer.sam_args.sam_m} in {type(trainer).__name__}, whose batches cannot be cut into examples "
             "(pairs stacked, or sequences packed). Use a multiple of "
             f"per_device_train_batch_size={getattr(args, 'per_device_train_batch_size', None)}",
@@ -76,6 +75,11 @@ def check_supported(trainer: Any) -> None:
         if refused:
             method = trainer.sam_args.sam_method
             raise ValueError(f"sam_method={method!r} does not support {reason}, or sam_method='none'.")
+
+
+def _stands_over(trainer: Any, names: set[str]) -> bool:
+    """Whether one of TRL's classes of these names is below: a user's own DistillationTrainer is another matter."""
+    return any(base.__name__ in names and base.__module__.startswith("trl.") for base in type(trainer).__mro__)
 
 
 def _cuts_batches(trainer: Any) -> bool:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from causal import llama, preferences, reward_model, run, texts, with_sam
+from tiny import perceptron, points, trained
 from transformers import Trainer
 
 from sam_hf import SAMArguments, SAMMixin
@@ -69,6 +70,12 @@ def test_every_trainer_with_data_of_its_own_is_refused(found):
         else:
             assert name in SUPPORTED, f"{name}: is it one pass over the inputs it is given?"
             unbuilt(trainer_class)._refuse_unsupported()
+
+
+@pytest.mark.parametrize("name", ["DistillationTrainer", "RewardTrainer"])
+def test_a_users_own_trainer_of_such_a_name_is_not_refused(tmp_path, name):
+    own = type(name, (SAMMixin, Trainer), {})
+    trained(perceptron(), points(8), tmp_path, trainer_class=own, sam_m=2, max_steps=1)
 
 
 @pytest.mark.parametrize(
