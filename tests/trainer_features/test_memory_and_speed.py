@@ -126,7 +126,7 @@ def test_torch_empty_cache_steps(tmp_path, monkeypatch, accumulation):
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_both_kinds_of_gradient_checkpointing(tmp_path, reentrant):
+def test_both_kinds_of_activation_checkpointing(tmp_path, reentrant):
     plain, checkpointed = bert(dropout=0.3), bert(dropout=0.3)
     run = RUN | {"gradient_accumulation_steps": 2}
     expected = trained(plain, sentences(24), tmp_path, **run)
@@ -134,8 +134,8 @@ def test_both_kinds_of_gradient_checkpointing(tmp_path, reentrant):
         checkpointed,
         sentences(24),
         tmp_path,
-        gradient_checkpointing=True,
-        gradient_checkpointing_kwargs={"use_reentrant": reentrant},
+        activation_checkpointing=True,
+        activation_checkpointing_kwargs={"use_reentrant": reentrant},
         **run,
     )
     assert relative_difference(flat(checkpointed), flat(plain)) < 1e-9
