@@ -74,20 +74,21 @@ def test_torch_compile_compiles_once(tmp_path, kind, options):
         torch.testing.assert_close(buffer, eager.get_buffer(name), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_torch_compile_makes_the_graphs_of_plain_training(tmp_path, accumulation):
+@pytest.mark.parametrize("kind", ["batch norm", "dropout"])
+def test_torch_compile_makes_the_graphs_of_plain_training(tmp_path, kind):
+    make, data = MODELS[kind]
     graphs = []
     for trainer_class in (Trainer, SAMTrainer):
         torch._dynamo.reset()
         counters.clear()
         trained(
-            perceptron(),
-            points(24),
+            make(),
+            data(24),
             tmp_path,
             trainer_class=trainer_class,
             torch_compile=True,
             torch_compile_backend="aot_eager",
-            gradient_accumulation_steps=accumulation,
+            gradient_accumulation_steps=2,
             **RUN,
         )
         graphs.append(counters["stats"]["unique_graphs"])
