@@ -139,9 +139,8 @@ class SAMMixin(CheckpointMixin):
 
     def _passes(self, model: nn.Module, num_items_in_batch: Tensor | int | None) -> Passes:
         args = self.sam_args
-        assert self.optimizer is not None
-        perturbed = perturbed_parameters(self.optimizer)
         layout, run = self._layout_of(model), self._sam_pass
+        perturbed = perturbed_parameters(layout.parameters, self.optimizer)
         return Passes(
             model=model,
             forward_backward=lambda piece, first: run.forward_backward(model, piece, num_items_in_batch, first),

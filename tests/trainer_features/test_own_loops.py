@@ -1,0 +1,78 @@
+"""Loops and schedules of the user's own around SAMTrainer: `training_step` alone, layers that thaw in mid-run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from by_hand import collated, train_by_hand, training_logs
+from tiny import flat, perceptron, points, relative_difference, trainer_of, windows_of
+from transformers import Trainer, TrainerCallback
+
+from sam_hf import SAMTrainer
+
+RHO, BATCH, UPDATES = 0.2, 4, 6
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+
+
+def test_training_step_under_an_optimizer_that_the_trainer_does_not_know(tmp_path):
+    """As `Trainer.training_step` can be used: it fills the gradients, the loop clips and steps."""
+    data = points(40)
+
+    def run(trainer_class):
+        model = perceptron()
+        trainer = trainer_of(model, data, tmp_path, trainer_class=trainer_class, sam_rho=RHO)
+        trainer.current_gradient_accumulation_steps = 1  # Trainer's own loop would set it
+        optimizer, losses = sgd(model), []
+        for (examples,) in windows_of(data, BATCH, 1, UPDATES):
+            losses.append(float(trainer.training_step(model, collated(examples))))
+            optimizer.step()
+            optimizer.zero_grad()
+        return model, losses
+
+    plain, expected = perceptron(), perceptron()
+    model, losses = run(SAMTrainer)
+    history = train_by_hand(expected, windows_of(data, BATCH, 1, UPDATES), sgd(expected), rho=RHO)
+    assert relative_difference(flat(model), flat(expected)) < 1e-9
+    assert losses == pytest.approx([update.loss for update in history], rel=1e-9)
+    history = train_by_hand(plain, windows_of(data, BATCH, 1, UPDATES), sgd(plain), rho=0.0)
+    model, losses = run(Trainer)
+    assert relative_difference(flat(model), flat(plain)) < 1e-9
+    assert losses == pytest.approx([update.loss for update in history], rel=1e-9)
+
+
+class Thaw(TrainerCallback):
+    """Trains the first layer from the fourth update on only."""
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        model.first.requires_grad_(False)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 3:
+            model.first.requires_grad_(True)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_layers_that_thaw_in_mid_run(tmp_path, accumulation):
+    data, model, expected = points(40), perceptron(), perceptron()
+    trainer = trainer_of(
+        model,
+        data,
+        tmp_path,
+        callbacks=[Thaw()],
+        sam_rho=RHO,
+        gradient_accumulation_steps=accumulation,
+        optim_args="momentum=0.9",
+    )
+    trainer.train()
+    optimizer = sgd(expected)
+    windows = windows_of(data, BATCH, accumulation, UPDATES)
+    expected.first.requires_grad_(False)
+    history = train_by_hand(expected, windows[:3], optimizer, rho=RHO)
+    expected.first.requires_grad_(True)
+    history += train_by_hand(expected, windows[3:], optimizer, rho=RHO)
+    assert relative_difference(flat(model), flat(expected)) < 1e-9
+    norms = [entry["sam_ascent_grad_norm"] for entry in training_logs(trainer)]
+    assert norms == pytest.approx([update.ascent_norm for update in history], rel=1e-9)
