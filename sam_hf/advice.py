@@ -38,6 +38,14 @@ class Advice:
             "perturbation. Look for such values in the data, or lower the learning rate.",
         )
 
+    def on_bypass(self, trainer: str) -> None:
+        """Of a window that did not get all of its micro-batches before the optimizer stepped."""
+        self._tell(
+            "bypass",
+            f"An update was made without SAM: {trainer}.training_step did not hand every micro-batch of it on to "
+            "super().training_step.",
+        )
+
     def _tell(self, about: str, message: str) -> None:
         if about not in self._told:
             self._told.add(about)

@@ -45,6 +45,7 @@ class SAMMixin(CheckpointMixin):
 
     _sam_window: Window | None
     _sam_layout: Layout | None
+    _sam_window_opened_at: int
     _sam_means: RunningMeans
     _sam_pass: TrainerPass
     _sam_advice: Advice
@@ -65,11 +66,10 @@ class SAMMixin(CheckpointMixin):
         return super().train(*args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        if self._sam_window is not None:
-            self._sam_window.abandon()
-            self._sam_window = None
+        self._close_window()
         batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._sam_window = self._open_window(len(batches))
+        self._sam_window_opened_at = self.state.global_step
         return batches, num_items_in_batch
 
     def training_step(
@@ -106,6 +106,7 @@ class SAMMixin(CheckpointMixin):
         """What belongs to one training run."""
         self._sam_window = None
         self._sam_layout = None
+        self._sam_window_opened_at = 0
         self._sam_means = RunningMeans(self.args.device)
         self._sam_pass = TrainerPass(self, super().training_step)
         self._sam_advice = Advice()
@@ -136,6 +137,16 @@ class SAMMixin(CheckpointMixin):
         if self._sam_layout is None or self._sam_layout.model is not model:
             self._sam_layout = Layout(model, self.args.device, self.args.n_gpu)
         return self._sam_layout
+
+    def _close_window(self) -> None:
+        """Before the next window is opened: see to what is left of one that did not get all of its micro-batches."""
+        window, self._sam_window = self._sam_window, None
+        if window is None or window.is_complete or window.radius == 0:
+            return
+        if self.state.global_step == self._sam_window_opened_at:  # broken off by a callback: there was no step
+            window.abandon()
+            return
+        self._sam_advice.on_bypass(type(self).__name__)
 
     def _passes(self, model: nn.Module, num_items_in_batch: Tensor | int | None) -> Passes:
         args = self.sam_args

@@ -8,6 +8,7 @@ from by_hand import collated, train_by_hand, training_logs
 from tiny import flat, perceptron, points, relative_difference, trainer_of, windows_of
 from transformers import Trainer, TrainerCallback
 
+import sam_hf.trainer
 from sam_hf import SAMTrainer
 
 RHO, BATCH, UPDATES = 0.2, 4, 6
@@ -41,6 +42,38 @@ def test_training_step_under_an_optimizer_that_the_trainer_does_not_know(tmp_pat
     model, losses = run(Trainer)
     assert relative_difference(flat(model), flat(plain)) < 1e-9
     assert losses == pytest.approx([update.loss for update in history], rel=1e-9)
+
+
+class OwnStep(SAMTrainer):
+    """Hands every `every`-th micro-batch on, and passes over the others itself."""
+
+    every = 0
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        self.count = getattr(self, "count", 0) + 1
+        if self.every and self.count % self.every == 0:
+            return super().training_step(model, inputs, num_items_in_batch)
+        loss = self.compute_loss(model, inputs) / self.current_gradient_accumulation_steps
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+
+@pytest.mark.parametrize(("every", "warned"), [(0, True), (2, True), (1, False)])
+def test_training_step_that_leaves_sam_out_is_named(tmp_path, monkeypatch, every, warned):
+    warnings = []
+    monkeypatch.setattr(sam_hf.trainer.logger, "warning_once", warnings.append)
+    monkeypatch.setattr(OwnStep, "every", every)
+    model = perceptron()
+    trainer = trainer_of(
+        model, points(40), tmp_path, trainer_class=OwnStep, sam_rho=RHO, gradient_accumulation_steps=2
+    )
+    trainer.train()
+    message = (
+        "An update was made without SAM: OwnStep.training_step did not hand every micro-batch of it on to "
+        "super().training_step."
+    )
+    # Said when the next update begins
+    assert warnings == ([message] * (UPDATES - 1) if warned else [])
 
 
 class Thaw(TrainerCallback):
