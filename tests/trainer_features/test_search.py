@@ -36,36 +36,26 @@ def search(output_dir, space, n_trials, sampler=None, **options):
     return best, trials, trainer
 
 
-# The types that the field may have had before: Trainer casts to them
-@pytest.mark.parametrize("before", [None, 0.05, 0, 1], ids=str)
+# Trainer casts what a trial suggests to the type that the field has
+@pytest.mark.parametrize("before", [None, 0], ids=str)
 def test_every_trial_has_its_own_rho(tmp_path, before):
     values = [0.3, 0.0, 0.05]
     sampler = optuna.samplers.GridSampler({"sam_rho": values}, seed=0)
-    _, trials, trainer = search(
+    best, trials, trainer = search(
         tmp_path, lambda trial: {"sam_rho": trial.suggest_float("sam_rho", 0.0, 1.0)}, 3, sampler, sam_rho=before
     )
-    tried = []
+    losses = {}
     for logs, weights in trials:
         # Plain training logs no ρ
         rho = logs[0].get("sam_rho", 0.0)
         assert [entry.get("sam_rho", 0.0) for entry in logs] == [rho] * RUN["max_steps"]
-        direct = perceptron()
-        trained(direct, points(40), tmp_path, sam_rho=rho, **RUN)
-        assert relative_difference(weights, flat(direct)) < 1e-12
-        tried.append(rho)
-    assert sorted(tried) == sorted(values)
+        direct = trained(perceptron(), points(40), tmp_path, sam_rho=rho, eval_dataset=points(8), **RUN)
+        assert relative_difference(weights, flat(direct.model)) < 1e-12
+        losses[rho] = direct.evaluate()["eval_loss"]
+    assert sorted(losses) == sorted(values)
     assert relative_difference(trials[0][1], trials[1][1]) > 1e-3
     assert isinstance(trainer.args.sam_rho, float)
-
-
-def test_the_best_trial_is_the_one_with_the_lowest_evaluation_loss(tmp_path):
-    sampler = optuna.samplers.GridSampler({"sam_rho": [0.0, 0.1, 0.5]}, seed=0)
-    best, trials, _ = search(tmp_path, lambda trial: {"sam_rho": trial.suggest_float("sam_rho", 0.0, 1.0)}, 3, sampler)
-    losses = {}
-    for rho in (0.0, 0.1, 0.5):
-        trainer = trained(perceptron(), points(40), tmp_path, sam_rho=rho, eval_dataset=points(8), **RUN)
-        losses[rho] = trainer.evaluate()["eval_loss"]
-    assert len(trials) == 3
+    # The best trial is the one with the lowest loss at evaluation
     assert best.hyperparameters["sam_rho"] == min(losses, key=losses.get)
     assert best.objective == pytest.approx(min(losses.values()), rel=1e-9)
 
@@ -73,15 +63,14 @@ def test_the_best_trial_is_the_one_with_the_lowest_evaluation_loss(tmp_path):
 def test_search_over_ascent_steps_and_groups(tmp_path):
     options = [
         {"sam_ascent_steps": 1, "sam_m": 4},
-        {"sam_ascent_steps": 3, "sam_m": 8},
         {"sam_ascent_steps": 2, "sam_m": 2},
     ]
 
     def space(trial):
-        return dict(options[trial.suggest_int("option", 0, 2)])
+        return dict(options[trial.suggest_int("option", 0, 1)])
 
-    sampler = optuna.samplers.GridSampler({"option": [0, 1, 2]}, seed=0)
-    _, trials, _ = search(tmp_path, space, 3, sampler, sam_rho=0.3)
+    sampler = optuna.samplers.GridSampler({"option": [0, 1]}, seed=0)
+    _, trials, _ = search(tmp_path, space, 2, sampler, sam_rho=0.3)
     expected = []
     for chosen in options:
         direct = perceptron()
@@ -90,7 +79,7 @@ def test_search_over_ascent_steps_and_groups(tmp_path):
     matches = [
         [i for i, weights in enumerate(expected) if relative_difference(found, weights) < 1e-12] for _, found in trials
     ]
-    assert sorted(matches) == [[0], [1], [2]]
+    assert sorted(matches) == [[0], [1]]
 
 
 @pytest.mark.parametrize(
