@@ -44,6 +44,7 @@ class FixAfterFirstUpdate(TrainerCallback):
 MODELS = {
     "perceptron": (perceptron, points),
     "batch norm": (lambda: perceptron(lambda: nn.BatchNorm1d(6)), points),
+    "frozen batch norm": (lambda: perceptron(lambda: nn.BatchNorm1d(6)), points),
     "dropout": (lambda: perceptron(dropout=0.3), points),
     "bert": (lambda: bert(dropout=0.2), sentences),
 }
@@ -54,6 +55,7 @@ MODELS = {
 def test_torch_compile_compiles_once(tmp_path, kind, options):
     make, data = MODELS[kind]
     eager, compiled, after_first = make(), make(), FixAfterFirstUpdate()
+    options = options | {"sam_batch_norm": "frozen" if kind.startswith("frozen") else "first"}
     trained(eager, data(24), tmp_path, **RUN, **options)
     assert counters["stats"]["unique_graphs"] == 0
     trainer = trained(
