@@ -8,7 +8,6 @@ from by_hand import collated, train_by_hand, training_logs
 from tiny import flat, perceptron, points, relative_difference, trainer_of, windows_of
 from transformers import Trainer, TrainerCallback
 
-import sam_hf.trainer
 from sam_hf import SAMTrainer
 
 RHO, BATCH, UPDATES = 0.2, 4, 6
@@ -59,9 +58,7 @@ class OwnStep(SAMTrainer):
 
 
 @pytest.mark.parametrize(("every", "warned"), [(0, True), (2, True), (1, False)])
-def test_training_step_that_leaves_sam_out_is_named(tmp_path, monkeypatch, every, warned):
-    warnings = []
-    monkeypatch.setattr(sam_hf.trainer.logger, "warning_once", warnings.append)
+def test_training_step_that_leaves_sam_out_is_named(tmp_path, monkeypatch, caplog, every, warned):
     monkeypatch.setattr(OwnStep, "every", every)
     model = perceptron()
     trainer = trainer_of(
@@ -72,8 +69,7 @@ def test_training_step_that_leaves_sam_out_is_named(tmp_path, monkeypatch, every
         "An update was made without SAM: OwnStep.training_step did not hand every micro-batch of it on to "
         "super().training_step."
     )
-    # Said when the next update begins
-    assert warnings == ([message] * (UPDATES - 1) if warned else [])
+    assert [record.getMessage() for record in caplog.records if record.name == "sam_hf.advice"] == [message] * warned
 
 
 class Thaw(TrainerCallback):
