@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from transformers import Trainer
 from transformers.utils import logging
 
-from .checkpoints import last_whole_checkpoint, load_state, save_state
+from .checkpoints import last_whole_checkpoint, load_state, load_tensors, save_state, save_tensors, tensors_path
+from .gradients import is_fsdp
+from .method_runner import MethodRunner
+from .targets import plain_name
+from .training_args import method_class
 
 logger = logging.get_logger(__name__)
 
@@ -25,6 +30,9 @@ class CheckpointMixin(_Trainer):
     after a checkpoint was pushed, no event comes with loading, and none with a checkpoint that failed.
     """
 
+    sam_args: Any
+    _sam_runner: MethodRunner
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         if resume_from_checkpoint is True:  # if none is whole, Trainer says so
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir) or True
@@ -32,19 +40,53 @@ class CheckpointMixin(_Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        method = self.sam_args.sam_method  # type: ignore[attr-defined]
-        if self.args.should_save and method != "none":
-            save_state(output_dir, method, self.args.world_size)
+        if self.sam_args.sam_method == "none":
+            return
+        tensors = self._sam_runner.state(self._parameter_names())
+        if tensors and (self._own_state_rank() is not None or self.args.should_save):
+            save_tensors(tensors_path(output_dir, self._own_state_rank()), tensors)
+        if self.args.should_save:
+            save_state(output_dir, self.sam_args.sam_method, self.args.world_size, bool(tensors))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        method = self.sam_args.sam_method  # type: ignore[attr-defined]
-        if checkpoint is None or method == "none":
+        name = self.sam_args.sam_method
+        if checkpoint is None or name == "none":
             return
+        keeps_nothing = not method_class(self.sam_args).keeps_state
         try:
-            load_state(checkpoint)
+            state = load_state(checkpoint)
+            if state is None or keeps_nothing or not state["tensors"] or state["method"] != name:
+                return
+            if state["world_size"] != self.args.world_size and self._own_state_rank() is not None:
+                logger.warning(
+                    f"{checkpoint} was written by {state['world_size']} processes, and this run has "
+                    f"{self.args.world_size}: what sam_method={name!r} keeps from update to update starts anew."
+                )
+                return
+            path = tensors_path(checkpoint, self._own_state_rank())
+            self._sam_runner.method(self.sam_args, self.model, self.optimizer)
+            try:
+                self._sam_runner.load_state(load_tensors(path), self._parameter_names(), self.optimizer)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
         except ValueError as error:
-            logger.warning(f"{error}. sam_method={method!r} keeps no state: training resumes without the file.")
+            if not keeps_nothing:
+                raise ValueError(
+                    f"{error}. sam_method={name!r} cannot resume without it: put the file back, or delete the "
+                    f"sam_state files of {checkpoint} to let its averages start anew."
+                ) from error
+            logger.warning(f"{error}. sam_method={name!r} keeps no state: training resumes without the file.")
+
+    def _own_state_rank(self) -> int | None:
+        """This process's number, where what methods keep differs between processes."""
+        shared = self.sam_args.sam_sync_perturbation or method_class(self.sam_args).state_is_shared
+        alone = self.args.world_size <= 1
+        return None if alone or (shared and not is_fsdp(self.model_wrapped)) else self.args.process_index
+
+    def _parameter_names(self) -> dict[Tensor, str]:
+        model: Any = self.model
+        return {parameter: plain_name(name) for name, parameter in model.named_parameters()}
 
     def _save_checkpoint(self, *args, **kwargs) -> None:
         try:

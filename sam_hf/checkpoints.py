@@ -1,8 +1,10 @@
 """
 What SAM adds to a checkpoint of Trainer, and which checkpoint of a folder is whole.
 
-A checkpoint is Trainer's own plus `sam_state.json`: `version` of this format, the `method` and the number of processes
-(`world_size`) that wrote it. Without that file it is a checkpoint of plain Trainer, and resumes as one.
+A checkpoint is Trainer's own plus `sam_state.json`: `version` of this format, the `method`, the number of processes
+(`world_size`) that wrote it, and whether the method keeps `tensors`: those are in `sam_state.safetensors`, or in
+`sam_state_RANK.safetensors` where processes differ. Without these files it is a checkpoint of plain Trainer, and
+resumes as one.
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers.trainer_callback import TrainerState
 from transformers.utils import logging
 
@@ -24,11 +29,12 @@ _VERSION = 1
 _TRAINER_STATE_NAME = "trainer_state.json"
 
 
-def save_state(folder: str | os.PathLike, method: str, world_size: int) -> None:
+def save_state(folder: str | os.PathLike, method: str, world_size: int, has_tensors: bool) -> None:
     """Write `sam_state.json`: whole, or not at all."""
     path = Path(folder) / STATE_NAME
+    state = {"version": _VERSION, "method": method, "world_size": world_size, "tensors": has_tensors}
     unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps({"version": _VERSION, "method": method, "world_size": world_size}, indent=2))
+    unfinished.write_text(json.dumps(state, indent=2))
     unfinished.replace(path)
 
 
@@ -51,6 +57,27 @@ def load_state(folder: str | os.PathLike) -> dict[str, Any] | None:
     if state.get("version") != _VERSION:
         raise ValueError(f"{path} has version {state.get('version')!r}, and this sam_hf reads {_VERSION}")
     return state
+
+
+def tensors_path(folder: str | os.PathLike, rank: int | None) -> Path:
+    """The file of a method's tensors; that of one process where each has its own."""
+    return Path(folder) / ("sam_state.safetensors" if rank is None else f"sam_state_{rank}.safetensors")
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)  # a process may come here before the first has saved the model
+    save_file({name: tensor.detach().cpu() for name, tensor in tensors.items()}, path)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """
+    Raises:
+        ValueError: the file is not there, or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from error
 
 
 def last_whole_checkpoint(folder: str | os.PathLike | None) -> str | None:

@@ -49,6 +49,19 @@ def mark_used(model: nn.Module, used: Iterable[Tensor]) -> None:
         torch.autograd.backward(parameters, [p.new_zeros(()).expand_as(p) for p in parameters])
 
 
+@contextmanager
+def without_gradient(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Passes inside compute no gradient of these parameters, and skip the products that it would take."""
+    frozen = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+
 def dense(gradients: Sequence[Tensor]) -> list[Tensor]:
     """Sparse gradients (`nn.Embedding(sparse=True)`) as dense tensors: ε is applied to whole weights."""
     return [g.to_dense() if g.is_sparse else g for g in gradients]

@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from .batch_norm import normalisation_with_statistics
 from .rng import random_devices
+from .targets import left_out, plain_name
 
 
 class Layout:
     """
     Args:
         model (`nn.Module`): as prepared by accelerate.
+        targets (`str` or `Sequence[str]`, *optional*, defaults to `"all"`): `sam_target_modules`.
         device (`torch.device`): where the inputs are put.
         data_parallel (`int`, *optional*, defaults to `1`): devices that `nn.DataParallel` copies the model to.
 
     Attributes:
-        parameters: all of the model's, frozen ones too: those may be unfrozen in the middle of a run.
+        names: all parameters of the model with their names, frozen ones too: those may be unfrozen in mid-run.
+        left_out: those of them that ε does not cover.
         normalisation: the modules that keep running statistics.
         random_devices: the accelerators that a pass draws random numbers on.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, data_parallel: int = 1):
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        targets: str | Sequence[str] = "all",
+        data_parallel: int = 1,
+    ):
         self.model = model
-        self.parameters = list(model.parameters())
+        self.targets = targets
+        self.names = {parameter: plain_name(name) for name, parameter in model.named_parameters()}
+        self.left_out = left_out(model, targets)
         self.normalisation = normalisation_with_statistics(model)
-        self.random_devices = random_devices({device, *(p.device for p in self.parameters)}, data_parallel)
+        self.random_devices = random_devices({device, *(p.device for p in self.names)}, data_parallel)
+
+    def own_name(self, parameter: nn.Parameter) -> str:
+        """`weight`, `bias`, ...; empty for a parameter that is none of the model's."""
+        return self.names.get(parameter, "").rpartition(".")[2]

@@ -18,12 +18,18 @@ from torch import Tensor
 from .slices import first_dimension
 
 
+def labels_in(batch: dict[str, Any]) -> int | Tensor:
+    """How many labels count in the loss of a batch: class indices of −100 do not; each example if there are none."""
+    labels = batch.get("labels")
+    if isinstance(labels, Tensor) and not labels.is_floating_point():
+        return labels.ne(-100).sum(dtype=torch.float32 if labels.device.type == "mps" else torch.float64)
+    return first_dimension(batch)
+
+
 def label_share(part: dict[str, Any], whole: dict[str, Any]) -> float | Tensor:
-    """The share of the micro-batch's labels that a slice holds; class indices of −100 do not count."""
-    labels, all_labels = part.get("labels"), whole.get("labels")
-    if isinstance(labels, Tensor) and isinstance(all_labels, Tensor) and not labels.is_floating_point():
-        return labels.ne(-100).sum() / all_labels.ne(-100).sum().clamp(min=1)
-    return first_dimension(part) / first_dimension(whole)
+    """The share of the micro-batch's labels that a slice holds."""
+    labels = labels_in(whole)
+    return labels_in(part) / (labels.clamp(min=1) if isinstance(labels, Tensor) else labels)
 
 
 def is_mean(loss: Callable[[Any], Tensor], num_items: Any) -> bool | None:

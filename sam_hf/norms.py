@@ -67,15 +67,20 @@ class GlobalReduction:
         return DTensor.from_local(total, mesh, reduced, run_check=False).full_tensor()
 
 
-def global_norm(tensors: Sequence[Tensor], order: float = 2.0) -> Tensor:
+def global_norm(tensors: Sequence[Tensor], order: float = 2.0, like: Sequence[Tensor] | None = None) -> Tensor:
     """
     ‖(tensors)‖ of the given order (`inf` included), as a 0-dimensional tensor on the first tensor's device.
+
+    Args:
+        like (`Sequence[Tensor]`, *optional*): where `tensors` are this process's parts only, tensors that are sharded
+            as the whole ones are.
 
     Non-finite if any element is: one number says whether all of them are finite.
     """
     if not tensors:
         return torch.zeros(())
     reduction = GlobalReduction("max" if order == torch.inf else "sum")
+    sharding = dict(zip(tensors, like or tensors, strict=True))
     for group in _same_dtype(tensors):
         dtype = wide(group[0].dtype)
         filled = [t for t in group if local(t).numel() > 0]
@@ -83,7 +88,7 @@ def global_norm(tensors: Sequence[Tensor], order: float = 2.0) -> Tensor:
         for tensor in group:
             # A rank with an empty shard still takes part in the reduction over its mesh
             norm = norms.get(tensor, torch.zeros((), dtype=dtype, device=tensor.device))
-            reduction.add(norm if order == torch.inf else norm.pow(order), tensor)
+            reduction.add(norm if order == torch.inf else norm.pow(order), sharding[tensor])
     total = reduction.result(tensors[0].device)
     return total if order == torch.inf else total.pow(1 / order)
 

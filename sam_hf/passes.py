@@ -16,20 +16,31 @@ from .running_means import RunningMeans
 @dataclass
 class Piece:
     """
-    What one pass covers: a micro-batch, or a slice of its examples.
+    What a group is made of: a micro-batch, or a slice of its examples.
 
     Attributes:
-        whole: the micro-batch it is of; `None` if it is all of it.
-        ends_group: the last piece at w before ε is made.
+        inputs: all of its examples; the descent pass is over them.
+        micro_batch: what it is a slice of; `inputs` itself if it is all of it.
+        ascent_inputs: the examples that the ascent gradient is computed on: `inputs` itself, a slice of them, or
+            `None` for none.
+        ends_ascent: the last piece at w with an ascent pass before ε is made.
+        ends_group: the last piece before ε is made.
         ends_window: the last piece of the window, whose descent pass reduces gradients over processes.
-        random: the generators as the first pass over this piece found them.
+        random: the generators as the ascent pass over this piece found them.
     """
 
     inputs: dict[str, Any]
-    whole: dict[str, Any] | None = None
+    micro_batch: dict[str, Any]
+    ascent_inputs: dict[str, Any] | None
+    ends_ascent: bool = False
     ends_group: bool = False
     ends_window: bool = False
     random: RandomState | None = None
+
+    @property
+    def ascends_whole(self) -> bool:
+        """The ascent gradient is computed on all of its examples."""
+        return self.ascent_inputs is self.inputs
 
     def replay_random(self) -> None:
         if self.random is not None:
@@ -43,21 +54,29 @@ class Passes:
 
     Attributes:
         model: as prepared by accelerate: wrapped in DDP, sharded, compiled.
-        forward_backward: `(piece, first)` → detached loss; one forward and backward of Trainer's own that adds to
-            `p.grad`. `first`: no earlier pass covered these examples.
+        forward_backward: `(inputs, micro-batch they are of, counted)` → detached loss; one forward and backward of
+            Trainer's own that adds to `p.grad`. `counted`: the one pass over these examples that Trainer counts.
         advance_random: `(micro-batch)` → draw the random numbers that one plain pass over it draws.
+        ascent_share: `(inputs, of)` → the share that the first examples of a group have in its loss.
         perturbed: the parameters that ε covers.
         all_parameters: those and every other parameter that may gather a gradient.
+        own_name: a parameter's own name, `weight` say.
+        average: tensors → their means over processes.
         normalisation: the modules whose running statistics only the first pass moves.
+        skip_unperturbed: ascent passes compute no gradient of what ε does not cover.
         loss_scale: the factor that fp16's scaler has put on the gradients, or `None`.
     """
 
     model: nn.Module
-    forward_backward: Callable[[Piece, bool], Tensor]
+    forward_backward: Callable[[dict[str, Any], dict[str, Any], bool], Tensor]
     advance_random: Callable[[dict[str, Any]], Any]
+    ascent_share: Callable[[Sequence[Piece]], Tensor | float]
     perturbed: Sequence[nn.Parameter]
     all_parameters: Sequence[nn.Parameter]
     means: RunningMeans
+    own_name: Callable[[nn.Parameter], str] = lambda _: ""
+    average: Callable[[list[Tensor]], list[Tensor]] = lambda tensors: tensors
+    skip_unperturbed: bool = True
     normalisation: Sequence[nn.Module] = ()
     random_devices: Sequence[torch.device] = ()
     loss_scale: Callable[[], Tensor | None] = lambda: None

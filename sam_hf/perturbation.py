@@ -90,6 +90,10 @@ class Perturbation:
         total = wanted.result(step.device)
         self.ratio = torch.where(total > 0, kept.result(step.device) / total, torch.ones_like(total))
 
+    def at_w(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """The values of the parameters at w, this process's parts."""
+        return [self._saved.get(parameter, local(parameter).detach()) for parameter in parameters]
+
     @torch.no_grad()
     def restore(self) -> None:
         """Copy the saved weights back. Safe to call twice, and after `add` failed in the middle."""

@@ -23,6 +23,10 @@ class StochasticRounding:
         self._seed = int(low) | int(high) << 32
         self._generators: dict[torch.device, torch.Generator] = {}
 
+    def restart(self) -> None:
+        """Round the same values the same way again."""
+        self._generators.clear()
+
     def __call__(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         """Round `values` (float32 or wider) to `dtype` (bf16 or fp16)."""
         if values.device not in self._generators:

@@ -11,6 +11,7 @@ NAMES = (
     "sam_perturbed_loss",
     "sam_sharpness",
     "sam_ascent_grad_norm",
+    "sam_grad_cosine",
     "sam_rho",
     "sam_perturbation_ratio",
     "sam_skipped",
@@ -28,6 +29,10 @@ class RunningMeans:
     def __init__(self, device: torch.device):
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self._sums = torch.zeros(2, len(NAMES), dtype=dtype, device=device)
+
+    def zero(self) -> Tensor:
+        """A loss of nothing, on the device of the others."""
+        return torch.zeros((), device=self._sums.device)
 
     def add(self, name: str, value: Tensor | float) -> None:
         value = torch.as_tensor(value, dtype=self._sums.dtype, device=self._sums.device).detach()

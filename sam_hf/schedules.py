@@ -1,22 +1,66 @@
-"""ρ(t): the radius of each update. 0 where an update is to be plain, which is how timing is expressed too."""
+"""ρ(t) and timing: which updates are the method's own, and with which radius. Pure functions."""
 
 from __future__ import annotations
+
+import math
+from enum import Enum
+from typing import Any
 
 from .training_args import SAMArguments, method_class
 
 
-def radius_at(args: SAMArguments, update: int, total: int) -> float:
+class Turn(Enum):
+    """What an update is."""
+
+    PLAIN = "plain"  # before sam_start_ratio, or of no method at all
+    SAM = "sam"
+    BETWEEN = "between"  # plain, between two of the method's own (sam_interval)
+
+
+def turn_at(args: SAMArguments, update: int, total: int) -> Turn:
     """
-    ρ of one update.
+    Args:
+        args (`SAMArguments`): the arguments of the run.
+        update (`int`): updates done so far, from 0.
+        total (`int`): updates of the whole run.
+    """
+    if args.sam_method == "none" or update < math.ceil(args.sam_start_ratio * total):
+        return Turn.PLAIN
+    interval = method_class(args).default_interval if args.sam_interval is None else args.sam_interval
+    return Turn.BETWEEN if update % interval else Turn.SAM
+
+
+def progress_at(update: int, total: int) -> float:
+    """Share of the training that is done: 0 in the first update, 1 in the last."""
+    return min(1.0, update / max(1, total - 1))
+
+
+def radius_at(args: SAMArguments, update: int, total: int, optimizer: Any = None) -> float:
+    """
+    ρ of an update of the method's own.
 
     Args:
         args (`SAMArguments`): the arguments of the run.
         update (`int`): updates done so far, from 0.
         total (`int`): updates of the whole run.
+        optimizer (`torch.optim.Optimizer`, *optional*): whose learning rate the schedule `"lr"` follows.
 
     Returns:
-        `float`: the radius; `0.0` for an update that takes one plain pass.
+        `float`: the radius; `0.0` for an update that is plain after all.
     """
-    if args.sam_method == "none":
+    method = method_class(args)
+    if not method.perturbs:
         return 0.0
-    return method_class(args).default_rho if args.sam_rho is None else args.sam_rho
+    rho = float(method.default_rho or 0.0) if args.sam_rho is None else args.sam_rho
+    low, schedule = args.sam_rho_min, args.sam_rho_schedule
+    if schedule == "linear":
+        return low + (rho - low) * (1 - progress_at(update, total))
+    if schedule == "cosine":
+        return low + (rho - low) * (1 + math.cos(math.pi * progress_at(update, total))) / 2
+    if schedule == "warmup":
+        return rho * min(1.0, update / max(1, math.ceil(args.sam_rho_warmup_ratio * total)))
+    if schedule == "lr" and optimizer is not None:
+        group = optimizer.param_groups[0]
+        base = float(group.get("initial_lr", group["lr"]))
+        return low + (rho - low) * (float(group["lr"]) / base if base else 1.0)
+    return rho

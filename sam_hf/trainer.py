@@ -15,18 +15,22 @@ from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer
 
 from .advice import Advice
+from .argument_checks import check_sam_arguments
 from .batch_norm import statistics_frozen
 from .checkpoint_mixin import CheckpointMixin
 from .gradients import is_fsdp
 from .layout import Layout
+from .method_runner import MethodRunner
 from .passes import Grouping, Passes
 from .rounding import StochasticRounding
 from .running_means import RunningMeans
-from .schedules import radius_at
+from .schedules import Turn, progress_at, radius_at, turn_at
+from .single_pass import MomentumWindow, PlainWindow
 from .support import check_supported
 from .targets import perturbed_parameters
 from .trainer_pass import TrainerPass
-from .training_args import check_sam_arguments, method_class, sam_arguments
+from .training_args import sam_arguments
+from .update_gradient import reuse
 from .window import Window
 
 
@@ -36,14 +40,14 @@ class SAMMixin(CheckpointMixin):
 
     Its arguments are the `sam_*` fields of [`SAMArguments`]; with a `TrainingArguments` that has none, their defaults.
     What a subclass below the mixin does in `training_step` and `compute_loss` is kept: each pass is one call of its
-    `training_step`.
+    `training_step`. What it logs there is logged once, of the pass at w.
 
     Raises:
         ValueError: the trainer is built, or trained, under something that two passes an update cannot run under
             (DeepSpeed, SageMaker model parallelism, XLA, FSDP1, optimizers that step inside the backward pass).
     """
 
-    _sam_window: Window | None
+    _sam_window: Window | MomentumWindow | PlainWindow | None
     _sam_layout: Layout | None
     _sam_window_opened_at: int
     _sam_means: RunningMeans
@@ -52,6 +56,7 @@ class SAMMixin(CheckpointMixin):
     _sam_rounding_checked: bool
 
     def __init__(self, *args, **kwargs):
+        self._sam_runner = MethodRunner()
         super().__init__(*args, **kwargs)
         self._reset_sam()
         self._refuse_unsupported()
@@ -68,7 +73,7 @@ class SAMMixin(CheckpointMixin):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         self._close_window()
         batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._sam_window = self._open_window(len(batches))
+        self._sam_window = self._open_window(batches)
         self._sam_window_opened_at = self.state.global_step
         return batches, num_items_in_batch
 
@@ -79,22 +84,28 @@ class SAMMixin(CheckpointMixin):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """One micro-batch, with every pass that it completes. Returns L(w), the loss of the plain training step."""
-        if self._sam_window is None or self._sam_window.is_complete:
-            self._sam_window = self._open_window(1)  # a loop of the user's own that calls training_step alone
+        window = self._sam_window
+        if window is None or window.is_complete:  # a loop of the user's own that calls training_step alone
+            window = self._sam_window = self._open_window([inputs])
         frozen = self.sam_args.sam_batch_norm == "frozen"
         with statistics_frozen(self._layout_of(model).normalisation) if frozen else nullcontext():
-            if self._sam_window.radius == 0:
-                return super().training_step(model, inputs, num_items_in_batch)
-            if self._sam_window.grouping.examples is not None:
+            if isinstance(window, PlainWindow):
+                loss = super().training_step(model, inputs, num_items_in_batch)
+                if window.count() and window.method is not None:
+                    reuse(window.method, self._passes(model, num_items_in_batch))
+                return loss
+            if window.slices_batches:
                 self._sam_pass.ask_if_loss_is_mean(self._layout_of(model), inputs, num_items_in_batch)
-            loss = self._sam_window.step(self._passes(model, num_items_in_batch), inputs)
-        if self._sam_window.is_complete and not self._sam_rounding_checked:
+            loss = window.step(self._passes(model, num_items_in_batch), inputs)
+        if window.is_complete and not self._sam_rounding_checked:
             # The one time that the host waits for the device: a run in which SAM does nothing should say so at once
             self._sam_rounding_checked = True
-            self._sam_advice.on_rounding(self._sam_window.perturbation_ratio, self.sam_args.sam_stochastic_rounding)
+            self._sam_advice.on_rounding(window.perturbation_ratio, self.sam_args.sam_stochastic_rounding)
         return loss
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if self._sam_pass.unlogged:
+            return
         if self.is_in_train and "loss" in logs:
             means = self._sam_means.drain(lambda sums: self.accelerator.reduce(sums.clone(), reduction="sum"))
             self._sam_advice.on_rounding(means.get("sam_perturbation_ratio"), self.sam_args.sam_stochastic_rounding)
@@ -111,53 +122,77 @@ class SAMMixin(CheckpointMixin):
         self._sam_pass = TrainerPass(self, super().training_step)
         self._sam_advice = Advice()
         self._sam_rounding_checked = False
+        self._sam_runner.reset()
 
     def _refuse_unsupported(self) -> None:
         if self.sam_args.sam_method != "none":
             check_supported(self)
 
-    def _open_window(self, size: int) -> Window:
+    def _open_window(self, batches: list[dict[str, Any]]) -> Window | MomentumWindow | PlainWindow:
         """The window of the next update, from the arguments as they are now: a search may change them between runs."""
         args = self.sam_args
         check_sam_arguments(args)
         self._refuse_unsupported()
+        if args.sam_method == "none":
+            return PlainWindow(batches)
+        update, total = self.state.global_step, self.state.max_steps
+        turn = turn_at(args, update, total)
+        method = self._sam_runner.method(args, self.model, self.optimizer)
+        method.begin_update(turn is Turn.SAM, progress_at(update, total))
+        radius = radius_at(args, update, total, self.optimizer)
+        if turn is Turn.BETWEEN and method.reuses:
+            return PlainWindow(batches, method)
+        if turn is not Turn.SAM or radius == 0:
+            return PlainWindow(batches)
+        rounding = self._rounding() if args.sam_stochastic_rounding else None
+        if method.perturbs_by_momentum:
+            return MomentumWindow(batches, method=method, radius=radius, optimizer=self.optimizer, rounding=rounding)
         devices = max(1, self.args.n_gpu)
-        # Trainer's state and not its arguments: auto_find_batch_size lowers the former only
-        micro_batch = (self.state.train_batch_size or self.args.train_batch_size) // devices
+        # What batches are loaded with: auto_find_batch_size lowers it and not the arguments, and the state of a
+        # resumed run has the size of the run before
+        micro_batch = self._train_batch_size // devices
         return Window(
-            size,
-            method=None if args.sam_method == "none" else method_class(args)(p=args.sam_p),
-            radius=radius_at(args, self.state.global_step, self.state.max_steps),
+            batches,
+            method=method,
+            radius=radius,
             steps=args.sam_ascent_steps,
             grouping=Grouping.of(args.sam_m, micro_batch, devices),
-            rounding=self._rounding() if args.sam_stochastic_rounding else None,
+            fraction=args.sam_ascent_fraction,
+            rounding=rounding,
         )
-
-    def _layout_of(self, model: nn.Module) -> Layout:
-        if self._sam_layout is None or self._sam_layout.model is not model:
-            self._sam_layout = Layout(model, self.args.device, self.args.n_gpu)
-        return self._sam_layout
 
     def _close_window(self) -> None:
         """Before the next window is opened: see to what is left of one that did not get all of its micro-batches."""
         window, self._sam_window = self._sam_window, None
-        if window is None or window.is_complete or window.radius == 0:
+        if window is None or window.is_complete or isinstance(window, PlainWindow):
             return
         if self.state.global_step == self._sam_window_opened_at:  # broken off by a callback: there was no step
             window.abandon()
             return
         self._sam_advice.on_bypass(type(self).__name__)
 
+    def _layout_of(self, model: nn.Module) -> Layout:
+        layout, targets = self._sam_layout, self.sam_args.sam_target_modules
+        if layout is None or layout.model is not model or layout.targets != targets:
+            layout = self._sam_layout = Layout(model, self.args.device, targets, self.args.n_gpu)
+        return layout
+
     def _passes(self, model: nn.Module, num_items_in_batch: Tensor | int | None) -> Passes:
         args = self.sam_args
         layout, run = self._layout_of(model), self._sam_pass
-        perturbed = perturbed_parameters(layout.parameters, self.optimizer)
+        stepped = perturbed_parameters(list(layout.names), self.optimizer)
         return Passes(
             model=model,
-            forward_backward=lambda piece, first: run.forward_backward(model, piece, num_items_in_batch, first),
+            forward_backward=lambda inputs, of, counted: run.forward_backward(
+                model, inputs, of, num_items_in_batch, counted
+            ),
             advance_random=lambda batch: run.loss_without_gradient(model, batch, num_items_in_batch),
-            perturbed=perturbed,
-            all_parameters=list(dict.fromkeys([*perturbed, *layout.parameters])),
+            ascent_share=run.ascent_share,
+            perturbed=[p for p in stepped if p not in layout.left_out],
+            all_parameters=list(dict.fromkeys([*stepped, *layout.names])),
+            own_name=layout.own_name,
+            average=lambda tensors: self.accelerator.reduce(tensors, reduction="mean"),
+            skip_unperturbed=bool(layout.left_out) and not self._needs_all_gradients(),
             means=self._sam_means,
             normalisation=layout.normalisation,
             random_devices=layout.random_devices,
@@ -167,6 +202,11 @@ class SAMMixin(CheckpointMixin):
             replay_random=args.sam_replay_rng,
             hold_statistics=args.sam_batch_norm == "first",
         )
+
+    def _needs_all_gradients(self) -> bool:
+        """Reentrant checkpointing makes gradients only inside layers whose inputs have one."""
+        options: Any = self.args.activation_checkpointing_kwargs or {}
+        return bool(self.args.activation_checkpointing and options.get("use_reentrant"))
 
     def _rounding(self) -> StochasticRounding:
         shared = self.sam_args.sam_sync_perturbation or is_fsdp(self.model_wrapped)

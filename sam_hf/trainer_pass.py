@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils import recursively_apply
 from torch import Tensor, nn
 
 from .batch_norm import statistics_held
 from .counters import uncounted
 from .gradients import no_broadcast
 from .layout import Layout
-from .loss_share import is_mean, label_share, weighted_by
+from .loss_share import is_mean, label_share, labels_in, weighted_by
 from .passes import Piece
 from .rng import RandomState
 from .slices import first_dimension
@@ -27,33 +27,39 @@ class TrainerPass:
     Args:
         trainer ([`~transformers.Trainer`]): whose passes these are.
         training_step: `training_step` as it is below the mixin.
+
+    Attributes:
+        unlogged: what overrides log now is of a pass that plain training does not make.
     """
 
     def __init__(self, trainer: Any, training_step: Callable[..., Tensor]):
         self._trainer = trainer
         self._training_step = training_step
         self._loss_is_mean: bool | None = None
+        self.unlogged = False
 
-    def forward_backward(self, model: nn.Module, piece: Piece, num_items: Tensor | int | None, first: bool) -> Tensor:
-        """One forward and backward of the Trainer below, over its own copy of the inputs: overrides pop from them."""
+    def forward_backward(
+        self, model: nn.Module, inputs: dict[str, Any], of: dict[str, Any], num_items: Any, counted: bool
+    ) -> Tensor:
+        """One forward and backward of the Trainer below, over its own copy of the inputs, part of the micro-batch."""
         trainer = self._trainer
         weighted: AbstractContextManager = nullcontext()
         # Of no labels at all, a mean weighs 0 and a sum is 0: it need not be known yet
-        if piece.whole is not None and self._loss_is_mean is not False:
-            share = label_share(piece.inputs, piece.whole)
+        if inputs is not of and self._loss_is_mean is not False:
+            share = label_share(inputs, of)
             weighted = weighted_by(trainer, share, not self._expects_scaled_loss(num_items))
-        # Trainers count the first pass over each micro-batch, in their metrics as in `current_flos`
-        with weighted, nullcontext() if first else uncounted(trainer):
-            loss = self._training_step(model, copy.copy(piece.inputs), num_items)
-        if not first:
-            trainer.current_flos += trainer.floating_point_ops(piece.inputs)
+        # Trainers count and log one pass over each micro-batch, in their metrics as in `current_flos`
+        with weighted, nullcontext() if counted else self._aside():
+            loss = self._training_step(model, _copied(inputs), num_items)
+        if not counted:
+            trainer.current_flos += trainer.floating_point_ops(inputs)
         return loss
 
     def loss_without_gradient(self, model: nn.Module, inputs: dict[str, Any], num_items: Any) -> Tensor:
         """The loss at the weights as they are. Draws the random numbers of a plain pass, and has no other effect."""
         trainer = self._trainer
-        with torch.no_grad(), no_broadcast(model), uncounted(trainer), trainer.compute_loss_context_manager():
-            prepared = trainer._prepare_inputs(copy.copy(inputs))
+        with torch.no_grad(), no_broadcast(model), self._aside(), trainer.compute_loss_context_manager():
+            prepared = trainer._prepare_inputs(_copied(inputs))
             return trainer.compute_loss(model, prepared, num_items_in_batch=num_items)
 
     def ask_if_loss_is_mean(self, layout: Layout, inputs: dict[str, Any], num_items: Any) -> None:
@@ -81,6 +87,21 @@ class TrainerPass:
         if means or sums:
             self._loss_is_mean = not sums
 
+    def ascent_share(self, pieces: Sequence[Piece]) -> Tensor | float:
+        """The share of a group's loss that the examples have which its ascent gradient is computed on."""
+        weights: list[tuple[Any, Any]]
+        if self._loss_is_mean is False:
+            weights = [(labels_in(p.ascent_inputs) if p.ascent_inputs else 0, labels_in(p.inputs)) for p in pieces]
+        else:
+            weights = [
+                (
+                    label_share(p.ascent_inputs, p.micro_batch) if p.ascent_inputs else 0,
+                    label_share(p.inputs, p.micro_batch),
+                )
+                for p in pieces
+            ]
+        return sum(part for part, _ in weights) / sum(whole for _, whole in weights)
+
     def loss_scale(self) -> Tensor | None:
         """The factor that fp16's scaler puts on the loss; `None` without one."""
         scaler = self._trainer.accelerator.scaler
@@ -89,9 +110,24 @@ class TrainerPass:
         # `get_scale` would wait for the device
         return scaler.scale(torch.ones((), device=self._trainer.args.device))
 
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """What overrides count and log in a pass that plain training does not make is neither counted nor logged."""
+        before, self.unlogged = self.unlogged, True
+        try:
+            with uncounted(self._trainer):
+                yield
+        finally:
+            self.unlogged = before
+
     def _expects_scaled_loss(self, num_items: Tensor | int | None) -> bool:
         """Whether Trainer takes the loss as normalised over the window, and does not divide it (its own rule)."""
         trainer = self._trainer
         if trainer.loss_is_scaled_for_ga is not None:
             return trainer.loss_is_scaled_for_ga
         return (trainer.model_accepts_loss_kwargs and num_items is not None) or trainer.compute_loss_func is not None
+
+
+def _copied(inputs: Any) -> Any:
+    """Inputs that one pass may pop from and change in place, as overrides of `compute_loss` do."""
+    return recursively_apply(torch.clone, inputs)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from numbers import Integral, Real
+import json
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
+from .argument_checks import BATCH_NORM_MODES, RHO_SCHEDULES, check_sam_arguments
 from .methods import METHODS, Method
-
-BATCH_NORM_MODES = ("first", "frozen", "both")
 
 
 @dataclass
@@ -24,11 +21,20 @@ class SAMArguments:
 
     Args:
         sam_method (`str`, *optional*, defaults to `"sam"`):
-            What each update does: `"none"` is plain training, `"sam"` is SAM (arXiv 2010.01412).
+            What each update does: `"none"` is plain training, `"sam"` is SAM (arXiv 2010.01412); the others are
+            variants of it: `"asam"`, `"gsam"`, `"wsam"`, `"fsam"`, `"vasso"`, `"looksam"`, `"msam"`, and for LoRA
+            adapters `"nbar"`.
         sam_rho (`float`, *optional*):
             Radius ρ ≥ 0 of the ball in which the loss is maximised, in the units of the weights. `None` takes the
-            method's published default (0.05 for `"sam"`); short finetuning usually wants 0.003 to 0.02. `0` is plain
-            training, bit for bit and at its cost.
+            method's published default (0.05 for `"sam"`, 0.5 for `"asam"`); short finetuning usually wants 0.003 to
+            0.02. `0` is plain training, bit for bit and at its cost.
+        sam_rho_schedule (`str`, *optional*, defaults to `"constant"`):
+            How ρ changes over training: `"constant"`; `"linear"` and `"cosine"` fall from ρ to `sam_rho_min`;
+            `"lr"` follows the learning rate between the two; `"warmup"` rises from 0 to ρ.
+        sam_rho_min (`float`, *optional*, defaults to `0.0`):
+            Where the schedules `"linear"`, `"cosine"` and `"lr"` end, at most ρ.
+        sam_rho_warmup_ratio (`float`, *optional*, defaults to `0.1`):
+            Share of training over which the schedule `"warmup"` rises.
         sam_p (`float`, *optional*, defaults to `2.0`):
             Order p of the perturbation's norm, 1 < p ≤ inf (section 2, equation 2).
         sam_ascent_steps (`int`, *optional*, defaults to `1`):
@@ -37,6 +43,19 @@ class SAMArguments:
             m-sharpness: how many examples of a device share one perturbation. A divisor or a multiple of
             `per_device_train_batch_size`, at most the examples of one update; `None` is all of them, which makes
             gradient accumulation exact: 4×8 is one batch of 32.
+        sam_ascent_fraction (`float`, *optional*, defaults to `1.0`):
+            Share f of the examples (of a group's first ones, see `sam_m`) that the ascent gradient is computed on,
+            0 < f <= 1. An update takes about 1 + f passes, and `loss` is that of these examples.
+        sam_interval (`int`, *optional*):
+            The method on every k-th update, plain ones between. `None` is 1, and 5 for `"looksam"`.
+        sam_start_ratio (`float`, *optional*, defaults to `0.0`):
+            Share of training that is plain before the method starts, 0 to 1.
+        sam_target_modules (`str` or `list[str]`, *optional*, defaults to `"all"`):
+            What is perturbed: `"all"`; `"norm"`, the normalisation layers alone, or `"no_norm"`, all but them (by the
+            modules' types); a regular expression that module names match as a whole; or a list of suffixes of module
+            names. The rest is trained with the same gradient, and costs no ascent gradient.
+        sam_method_kwargs (`dict` or `str`, *optional*):
+            The method's own parameters, as a dict or JSON: `{"eta": 0.01}` for `"asam"`.
         sam_sync_perturbation (`bool`, *optional*, defaults to `False`):
             Average the ascent gradient over replicas (DDP). By default each replica perturbs by its own gradient, as
             in the paper. FSDP always averages.
@@ -64,6 +83,15 @@ class SAMArguments:
             "usually wants 0.003 to 0.02; 0 is plain training."
         },
     )
+    sam_rho_schedule: str = field(
+        default="constant", metadata={"help": "How rho changes over training.", "choices": list(RHO_SCHEDULES)}
+    )
+    sam_rho_min: float = field(
+        default=0.0, metadata={"help": "Where the rho schedules linear, cosine and lr end; at most rho."}
+    )
+    sam_rho_warmup_ratio: float = field(
+        default=0.1, metadata={"help": "Share of training over which the rho schedule warmup rises from 0."}
+    )
     sam_p: float = field(default=2.0, metadata={"help": "Order p of the perturbation's norm, 1 < p <= inf."})
     sam_ascent_steps: int = field(
         default=1, metadata={"help": "Inner ascent steps k, each of radius rho/k. An update takes k + 1 passes."}
@@ -74,6 +102,25 @@ class SAMArguments:
             "help": "Examples per device that share one perturbation (m-sharpness): a divisor or multiple of "
             "per_device_train_batch_size. Default: all of the update's."
         },
+    )
+    sam_ascent_fraction: float = field(
+        default=1.0, metadata={"help": "Share of the examples that the ascent gradient is computed on."}
+    )
+    sam_interval: int | None = field(
+        default=None, metadata={"help": "The method on every k-th update only. Default: 1; looksam 5."}
+    )
+    sam_start_ratio: float = field(
+        default=0.0, metadata={"help": "Share of training that is plain before the method starts."}
+    )
+    sam_target_modules: list[str] | str | None = field(  # in the order by which HfArgumentParser takes it for a string
+        default="all",
+        metadata={
+            "help": "What is perturbed: all, norm, no_norm, a regular expression for module names, or a JSON list of "
+            "their suffixes."
+        },
+    )
+    sam_method_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "The method's own parameters, as JSON."}
     )
     sam_sync_perturbation: bool = field(
         default=False,
@@ -94,9 +141,16 @@ class SAMArguments:
     )
 
     def __post_init__(self):
+        if self.sam_target_modules is None:
+            self.sam_target_modules = "all"
+        if isinstance(self.sam_target_modules, str) and self.sam_target_modules.startswith("["):
+            self.sam_target_modules = _json("sam_target_modules", self.sam_target_modules)
+        if isinstance(self.sam_method_kwargs, str):
+            self.sam_method_kwargs = _json("sam_method_kwargs", self.sam_method_kwargs)
         check_sam_arguments(self)
         # A hyperparameter search casts its values to the type of the field's present one: 0.1 to 0 where that is 0
-        self.sam_p = float(self.sam_p)
+        for name in ("sam_p", "sam_rho_min", "sam_rho_warmup_ratio", "sam_ascent_fraction", "sam_start_ratio"):
+            setattr(self, name, float(getattr(self, name)))
         if self.sam_rho is not None:
             self.sam_rho = float(self.sam_rho)
         parent = getattr(super(), "__post_init__", None)
@@ -123,49 +177,8 @@ def method_class(args: SAMArguments) -> type[Method]:
     return METHODS[args.sam_method]
 
 
-def check_sam_arguments(args: SAMArguments) -> None:
-    """
-    Raise `ValueError` for the first field with a value it cannot take. Called when the arguments are made and again
-    when training starts, since a hyperparameter search sets fields in between.
-    """
-    _check_choice("sam_method", args.sam_method, ["none", *METHODS])
-    _check_choice("sam_batch_norm", args.sam_batch_norm, BATCH_NORM_MODES)
-    if args.sam_rho is not None:
-        _check_number("sam_rho", args.sam_rho, "a finite number >= 0", lambda rho: 0 <= rho < math.inf)
-    _check_number("sam_p", args.sam_p, "a number p with 1 < p <= inf", lambda p: p > 1)
-    _check_integer("sam_ascent_steps", args.sam_ascent_steps)
-    if args.sam_m is not None:
-        _check_integer("sam_m", args.sam_m)
-        _check_group_size(args)
-    for name in (f.name for f in fields(SAMArguments) if isinstance(f.default, bool)):
-        if not isinstance(getattr(args, name), bool):
-            raise ValueError(f"{name}={getattr(args, name)!r} is not allowed: it must be true or false.")
-
-
-def _check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r} is not allowed: it must be one of {', '.join(allowed)}.")
-
-
-def _check_number(name: str, value: Any, allowed: str, accepts) -> None:
-    # `not accepts(...)` rather than the opposite comparison: NaN fails every comparison
-    if isinstance(value, bool) or not isinstance(value, Real) or not accepts(value):
-        raise ValueError(f"{name}={value!r} is not allowed: it must be {allowed}.")
-
-
-def _check_integer(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name}={value!r} is not allowed: it must be an integer >= 1.")
-
-
-def _check_group_size(args: SAMArguments) -> None:
-    micro_batch = getattr(args, "per_device_train_batch_size", None)
-    if micro_batch is None:  # SAMArguments on its own knows no batch
-        return
-    window = micro_batch * args.gradient_accumulation_steps  # type: ignore[attr-defined]
-    fits = args.sam_m <= window and (args.sam_m % micro_batch == 0 or micro_batch % args.sam_m == 0)
-    if not fits:
-        raise ValueError(
-            f"sam_m={args.sam_m} is not allowed: it must divide per_device_train_batch_size={micro_batch} or be a "
-            f"multiple of it, and be at most the {window} examples of one update on the device."
-        )
+def _json(name: str, value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"{name}={value!r} is not allowed: it is no JSON ({error}).") from error

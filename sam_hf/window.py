@@ -7,12 +7,16 @@ them, ε is known, the weights move to w + ε, the pieces are passed over again 
 
     m = None, 3 micro-batches    a₁ │ a₂ │ a₃ +ε d₁ d₂ d₃ −ε
     m = one micro-batch          a₁ +ε d₁ −ε │ a₂ +ε d₂ −ε │ a₃ +ε d₃ −ε
+    an ascent fraction of 1/2    a₁ │ a₂′│    +ε d₁ d₂ d₃ −ε
 
-aᵢ: ascent pass, dᵢ: descent pass, │: back to Trainer. Descent gradients accumulate in `p.grad` as plain ones would.
+aᵢ: ascent pass (aᵢ′: over some of its examples), dᵢ: descent pass, │: back to Trainer. Descent gradients accumulate in
+`p.grad` as plain ones would. A method that combines g and s does so after the window's last pass.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,14 +33,16 @@ from .gradients import (
     is_fsdp,
     mark_used,
     take_gradients,
+    without_gradient,
 )
-from .methods import Method
+from .methods import Method, Point
 from .passes import Grouping, Passes, Piece
 from .perturbation import Perturbation
 from .rng import RandomState
 from .rounding import StochasticRounding
 from .running_means import RunningMeans
 from .slices import first_dimension, slice_examples
+from .update_gradient import combine
 
 
 @dataclass
@@ -53,11 +59,12 @@ class Window:
     One update.
 
     Args:
-        size (`int`): micro-batches in the window.
-        method ([`~sam_hf.methods.Method`], *optional*): what ε is made of; `None` only where `radius` is 0.
-        radius (`float`): ρ of this update; 0: a plain one, which the window has no part in.
-        steps (`int`): ascent steps k, each of radius ρ/k.
+        batches (`Sequence`): the window's micro-batches.
+        method ([`~sam_hf.methods.Method`]): what ε is made of, and the update gradient.
+        radius (`float`): ρ of this update.
+        steps (`int`, *optional*, defaults to `1`): ascent steps k, each of radius ρ/k.
         grouping (`Grouping`): what shares one perturbation.
+        fraction (`float`, *optional*, defaults to `1.0`): share of a group's examples with an ascent pass.
         rounding ([`~sam_hf.rounding.StochasticRounding`], *optional*): how w + ε is rounded to bf16 and fp16 weights.
 
     Attributes:
@@ -66,42 +73,53 @@ class Window:
 
     def __init__(
         self,
-        size: int,
+        batches: Sequence[dict[str, Any]],
         *,
-        method: Method | None,
+        method: Method,
         radius: float,
         steps: int = 1,
         grouping: Grouping,
+        fraction: float = 1.0,
         rounding: StochasticRounding | None = None,
     ):
-        self.size = size
         self.method = method
         self.radius = radius
         self.steps = steps
         self.grouping = grouping
+        self.fraction = fraction
         self.rounding = rounding
         self.perturbation_ratio: Tensor | None = None
+        self._size = len(batches)
+        self._batches = list(batches) if fraction < 1 else []
         self._position = 0
+        self._planned: list[Piece] = []
+        self._share: Tensor | float | None = None
         self._group: list[Piece] = []
         self._accumulated: dict[Tensor, Tensor] = {}
+        self._ascent_gradient: dict[Tensor, Tensor] = {}
         self._used: dict[Tensor, None] = {}
         self._totals = _Totals()
 
     @property
     def is_complete(self) -> bool:
         """All micro-batches were passed over."""
-        return self._position >= self.size
+        return self._position >= self._size
+
+    @property
+    def slices_batches(self) -> bool:
+        """Losses over some of a micro-batch's examples are taken."""
+        return self.grouping.examples is not None or self.fraction < 1
 
     def step(self, passes: Passes, batch: dict[str, Any]) -> Tensor:
         """
         Take the next micro-batch, and every pass that it completes.
 
         Returns:
-            `Tensor`: its loss at w, detached, as Trainer's own `training_step` would return it.
+            `Tensor`: its loss at w, detached, as Trainer's own `training_step` would return it. Of its examples with
+            an ascent pass, as if they were all of the group; 0 if it has none.
         """
         self._position += 1
-        ends_window = self.is_complete
-        pieces = self._pieces(batch, ends_window)
+        pieces = self._pieces(batch)
         start = RandomState(passes.random_devices) if passes.replay_random and len(pieces) > 1 else None
         losses = []
         for piece in pieces:
@@ -113,7 +131,11 @@ class Window:
             start.restore()
             with statistics_held(passes.normalisation):
                 passes.advance_random(batch)
-        if ends_window:
+        if self.is_complete:
+            self._batches.clear()
+            if self.method.combines:
+                combine(self.method, self._ascent_gradient, passes, self._is_shared(passes))
+                self._ascent_gradient.clear()
             self._report(passes.means)
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
@@ -126,32 +148,61 @@ class Window:
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         self._accumulated = {}
 
-    def _pieces(self, batch: dict[str, Any], ends_window: bool) -> list[Piece]:
-        size = self.grouping.examples
-        if size is not None:
-            total = first_dimension(batch)
-            if total > size:
-                slices = [slice_examples(batch, start, min(start + size, total)) for start in range(0, total, size)]
-                pieces = [Piece(part, whole=batch, ends_group=True) for part in slices]
-                pieces[-1].ends_window = ends_window
-                return pieces
-        per_group = 1 if size is not None else self.grouping.micro_batches
-        ends_group = ends_window or (per_group is not None and self._position % per_group == 0)
-        return [Piece(batch, ends_group=ends_group, ends_window=ends_window)]
+    def _pieces(self, batch: dict[str, Any]) -> list[Piece]:
+        """The pieces of the next micro-batch."""
+        ends_window, size = self.is_complete, self.grouping.examples
+        if size is not None and (total := first_dimension(batch)) > size:
+            parts = [slice_examples(batch, start, min(start + size, total)) for start in range(0, total, size)]
+            pieces = [Piece(part, batch, part, ends_group=True) for part in parts]
+            pieces[-1].ends_window = ends_window
+            for piece in pieces:
+                self._plan_ascent([piece])
+            return pieces
+        if not self._planned:
+            per_group = 1 if size is not None else self.grouping.micro_batches or self._size
+            # Without a fraction nothing has to be known of the batches to come
+            coming = self._batches[self._position - 1 : self._position - 1 + per_group] if self._batches else [batch]
+            first = (self._position - 1) // per_group * per_group + 1
+            last = min(first + per_group - 1, self._size)
+            self._planned = [Piece(b, b, b) for b in coming]
+            for position, piece in enumerate(self._planned, self._position):
+                piece.ends_group, piece.ends_window = position == last, position == self._size
+            self._plan_ascent(self._planned)
+        return [self._planned.pop(0)]
+
+    def _plan_ascent(self, group: list[Piece]) -> None:
+        """Which examples of the group's pieces have an ascent pass: the first ⌈f·n⌉ of all n."""
+        if self.fraction == 1:
+            for piece in group:
+                piece.ends_ascent = piece.ends_group
+            return
+        sizes = [first_dimension(piece.inputs) for piece in group]
+        # Rounded first: 0.3 times 10 is above 3 in floating point
+        left = math.ceil(round(self.fraction * sum(sizes), 9))
+        for piece, size in zip(group, sizes, strict=True):
+            if left < size:
+                piece.ascent_inputs = slice_examples(piece.inputs, 0, left) if left > 0 else None
+            piece.ends_ascent = 0 < left <= size
+            left -= size
 
     def _ascent_pass(self, passes: Passes, piece: Piece) -> Tensor:
-        """The first pass over a piece, at w."""
+        """The pass over a piece at w. With an ascent fraction, over some of its examples or none."""
         if not self._group:
             # What p.grad holds is no part of this group's gradient: earlier groups', or those of a window that an
             # iterable dataset broke off
             overwritten = passes.sync_perturbation and has_bucket_views(passes.model)
             self._accumulated = take_gradients(passes.all_parameters, by_value=overwritten)
             self._note_use(self._accumulated)
+            self._share = None if self.fraction == 1 else passes.ascent_share([piece, *self._planned])
         self._group.append(piece)
+        if piece.ascent_inputs is None:
+            return passes.means.zero()
         if passes.replay_random:
             piece.random = RandomState(passes.random_devices)
-        with self._ascent_sync(passes, piece):
-            loss = passes.forward_backward(piece, True)
+        with self._ascent_context(passes, piece):
+            loss = passes.forward_backward(piece.ascent_inputs, piece.micro_batch, piece.ascends_whole)
+        if self._share is not None:
+            loss = loss / self._share
         self._totals.loss = self._totals.loss + loss
         return loss
 
@@ -159,55 +210,86 @@ class Window:
         """From the group's ascent gradient to its descent gradient, added to what earlier groups left."""
         pieces, self._group = self._group, []
         with ExitStack() as stack:
-            if passes.replay_random:
+            if passes.replay_random and all(piece.ascends_whole for piece in pieces):
                 stack.callback(RandomState(passes.random_devices).restore)
             perturbation = Perturbation(round_to=self.rounding, keep_epsilon=self.steps > 1)
             stack.callback(perturbation.restore)  # once more, should an interrupt fall into the first
             stack.enter_context(perturbation)
-            stack.enter_context(statistics_held(passes.normalisation) if passes.hold_statistics else nullcontext())
             for step in range(self.steps):
                 if step > 0:
-                    for piece in pieces:
-                        piece.replay_random()
-                        with self._ascent_sync(passes, piece):
-                            passes.forward_backward(piece, False)
+                    self._ascend_again(passes, pieces)
                 self._perturb(passes, perturbation, first=step == 0)
             give_gradients_back(passes.all_parameters, self._accumulated)
             self._accumulated = {}
             for piece in pieces:
-                piece.replay_random()
-                with self._descent_sync(passes, piece):
-                    loss = passes.forward_backward(piece, False)
-                self._totals.perturbed_loss = self._totals.perturbed_loss + loss
+                self._descent_pass(passes, piece)
         self.perturbation_ratio = perturbation.ratio
         if perturbation.ratio is not None:
             passes.means.add("sam_perturbation_ratio", perturbation.ratio)
+
+    def _ascend_again(self, passes: Passes, pieces: Sequence[Piece]) -> None:
+        for piece in pieces:
+            if piece.ascent_inputs is None:
+                continue
+            piece.replay_random()
+            held = statistics_held(passes.normalisation) if passes.hold_statistics else nullcontext()
+            with held, self._ascent_context(passes, piece):
+                passes.forward_backward(piece.ascent_inputs, piece.micro_batch, False)
+
+    def _descent_pass(self, passes: Passes, piece: Piece) -> None:
+        # Without an ascent pass of its own, a piece goes on with the generators where the one before it left them
+        piece.replay_random()
+        seen = piece.ascent_inputs is not None
+        held = statistics_held(passes.normalisation) if passes.hold_statistics and seen else nullcontext()
+        # FSDP2 keeps gradients that were not reduced where the next group's would be added to them
+        boundary = piece.ends_group and is_fsdp(passes.model)
+        enabled = piece.ends_window or boundary or passes.sync_each_batch
+        with held, self._sync(passes, enabled):
+            loss = passes.forward_backward(piece.inputs, piece.micro_batch, not piece.ascends_whole)
+        self._totals.perturbed_loss = self._totals.perturbed_loss + loss
 
     def _perturb(self, passes: Passes, perturbation: Perturbation, first: bool) -> None:
         gradients = take_gradients(passes.all_parameters)
         self._note_use(gradients)
         parameters = [p for p in passes.perturbed if p in gradients]
-        assert self.method is not None
-        ascent = self.method.ascent(dense([gradients.pop(p) for p in parameters]), parameters)
+        grads = dense([gradients.pop(p) for p in parameters])
+        if self._share is not None:
+            torch._foreach_div_(grads, self._share)
+        if first and self.method.combines:
+            self._keep_ascent_gradient(parameters, grads)
+        names = [passes.own_name(p) for p in parameters]
+        point = Point(parameters, perturbation.at_w(parameters), names, passes.loss_scale())
+        ascent = self.method.ascent(grads, point)
         if first:
             self._totals.skipped.append(~ascent.finite)
-            scale = passes.loss_scale()
+            scale = point.loss_scale
             passes.means.add("sam_ascent_grad_norm", ascent.norm if scale is None else ascent.norm / scale)
         perturbation.add(parameters, ascent, self.radius / self.steps)
+
+    def _keep_ascent_gradient(self, parameters: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
+        """Of all groups together: their losses are parts of the window's."""
+        for parameter, grad in zip(parameters, grads, strict=True):
+            if parameter in self._ascent_gradient:
+                self._ascent_gradient[parameter] += grad
+            else:
+                self._ascent_gradient[parameter] = grad.clone()
 
     def _note_use(self, gradients: dict[Tensor, Tensor]) -> None:
         self._used |= dict.fromkeys(p for p, gradient in gradients.items() if not gradient.is_sparse)
 
-    def _ascent_sync(self, passes: Passes, piece: Piece) -> AbstractContextManager:
-        shared = passes.sync_perturbation or is_fsdp(passes.model)
-        enabled = shared and (piece.ends_group or passes.sync_each_batch)
-        return self._sync(passes, enabled)
+    def _ascent_context(self, passes: Passes, piece: Piece) -> AbstractContextManager:
+        stack = ExitStack()
+        shared = self._is_shared(passes)
+        stack.enter_context(self._sync(passes, shared and (piece.ends_ascent or passes.sync_each_batch)))
+        # What takes part in a reduction must have a gradient
+        if passes.skip_unperturbed and not shared:
+            perturbed = set(passes.perturbed)
+            stack.enter_context(without_gradient(p for p in passes.all_parameters if p not in perturbed))
+        return stack
 
-    def _descent_sync(self, passes: Passes, piece: Piece) -> AbstractContextManager:
-        # FSDP2 keeps gradients that were not reduced where the next group's would be added to them
-        boundary = piece.ends_group and is_fsdp(passes.model)
-        enabled = piece.ends_window or boundary or passes.sync_each_batch
-        return self._sync(passes, enabled)
+    def _is_shared(self, passes: Passes) -> bool:
+        """The ascent gradient is a mean over processes."""
+        return passes.sync_perturbation or is_fsdp(passes.model)
 
     def _sync(self, passes: Passes, enabled: bool) -> AbstractContextManager:
         if enabled:
@@ -221,4 +303,5 @@ class Window:
         # Where an ascent was skipped the "perturbed" loss is none: leave the update out of both means
         blank = torch.where(skipped.any(), torch.nan, 0.0)
         means.add("sam_perturbed_loss", self._totals.perturbed_loss + blank)
-        means.add("sam_sharpness", self._totals.perturbed_loss - self._totals.loss + blank)
+        if self.fraction == 1:  # else the two are losses of different examples
+            means.add("sam_sharpness", self._totals.perturbed_loss - self._totals.loss + blank)

@@ -36,25 +36,21 @@ OPTIONS = {
     "m = half a micro-batch": {"sam_m": 2},
     "stochastic rounding": {"sam_stochastic_rounding": True},
     "other random numbers in each pass": {"sam_replay_rng": False},
-    "SAM on every second update": {"timing": lambda update: update % 2 == 0},
-    "SAM from the fourth update": {"timing": lambda update: update >= 3},
+    "SAM on every second update": {"sam_interval": 2},
+    "SAM from the fourth update": {"sam_start_ratio": 0.5},
+    "SAM on one in three updates, late": {"sam_interval": 3, "sam_start_ratio": 0.3, "sam_rho_schedule": "cosine"},
 }
 
 
 def make(folder, options):
     """22 examples: an epoch has windows of 4+4, 4+4 and 4+2; an epoch ends after the third."""
-    options = {name: value for name, value in options.items() if name != "timing"}
     model = bert(dropout=0.2, dtype=torch.bfloat16 if "sam_stochastic_rounding" in options else torch.float32)
     return model, trainer_of(model, sentences(22), folder, **(RUN | options))
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_from_the_end_of_every_update(tmp_path, monkeypatch, name):
+def test_from_the_end_of_every_update(tmp_path, name):
     options = OPTIONS[name]
-    if "timing" in options:
-        radius_at = sam_hf.trainer.radius_at
-        timed = lambda args, update, total: radius_at(args, update, total) if options["timing"](update) else 0.0  # noqa: E731
-        monkeypatch.setattr(sam_hf.trainer, "radius_at", timed)
     model, whole = make(tmp_path / "whole", options)
     whole.train()
     assert len({entry["loss"] for entry in whole.state.log_history if "loss" in entry}) == RUN["max_steps"]
@@ -107,10 +103,10 @@ def test_checkpoints_of_plain_trainer_resume_under_sam_and_back(tmp_path, first)
     switching = trainer_of(changing, sentences(22), tmp_path / "switch", **RUN)
     open_window = switching._open_window
 
-    def opened(size):
+    def opened(batches):
         plain = (switching.state.global_step < 3) == (first == "Trainer")
         switching.args.sam_method = "none" if plain else "sam"
-        return open_window(size)
+        return open_window(batches)
 
     switching._open_window = opened
     switching.train()

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from .base import Ascent, Method
+from .asam import ASAM
+from .base import Ascent, Cost, Method, Option, Point, Products
+from .fsam import FriendlySAM
+from .gsam import GSAM
+from .looksam import LookSAM
+from .msam import MomentumSAM
+from .nbar import NBAR
 from .sam import SAM
+from .vasso import VaSSO
+from .wsam import WSAM
 
 METHODS: dict[str, type[Method]] = {
     "sam": SAM,
+    "asam": ASAM,
+    "gsam": GSAM,
+    "wsam": WSAM,
+    "fsam": FriendlySAM,
+    "vasso": VaSSO,
+    "looksam": LookSAM,
+    "msam": MomentumSAM,
+    "nbar": NBAR,
 }
 
-__all__ = ["METHODS", "Ascent", "Method"]
+__all__ = ["METHODS", "Ascent", "Cost", "Method", "Option", "Point", "Products"]

@@ -4,15 +4,12 @@ What a method is: plain torch, gradients in, perturbation out. Methods know noth
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
-from ..norms import global_norm, local, wide
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 
 @dataclass
@@ -33,76 +30,151 @@ class Ascent:
     finite: Tensor
 
 
-class Method(ABC):
+@dataclass
+class Point:
     """
-    How a training method perturbs the weights.
+    Where gradients were taken.
 
-    A subclass is one file in this folder with its equations, paper and defaults, and one line in `METHODS`.
+    Attributes:
+        parameters: the perturbed parameters that the gradients belong to, in their order.
+        weights: their values at w, to read. Not those of `parameters` in later ascent steps.
+        names: their own names (`"weight"`, `"bias"`); empty where a parameter is none of the model's.
+        loss_scale: the factor that fp16's scaler has put on the gradients, or `None`. What outlives one update must
+            be free of it.
+    """
+
+    parameters: Sequence[Tensor]
+    weights: Sequence[Tensor]
+    names: Sequence[str] = ()
+    loss_scale: Tensor | None = None
+
+
+@dataclass
+class Products:
+    """⟨g, s⟩, ‖g‖² and ‖s‖² over the perturbed parameters, 0-dimensional, and whether they are finite."""
+
+    gs: Tensor
+    gg: Tensor
+    ss: Tensor
+    finite: Tensor
+
+
+@dataclass(frozen=True)
+class Option:
+    """A parameter of a method's own, given in `sam_method_kwargs`."""
+
+    default: Any
+    help: str
+    allowed: str
+    accepts: Callable[[Any], bool] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Passes an update (a plain one is 1), and copies of the trained weights over plain training at peak, in words."""
+
+    passes: str
+    memory: str
+
+
+class Method:
+    """
+    How a training method perturbs the weights, and what the optimizer is given.
+
+    A subclass is one file in this folder with its equations, paper and defaults, and one line in `METHODS`. Most
+    define `ascent` alone. Everything around it (passes, groups, restoring, schedules, processes, checkpoints) is
+    the same for all of them.
 
     Args:
         p (`float`, *optional*, defaults to `2.0`): order of the perturbation's norm.
+        **options: the method's own, by the names in `options`.
+
+    Attributes:
+        options: what `sam_method_kwargs` may hold.
+        refuses: `sam_*` fields that have no meaning here, each with the reason; they must stay at their defaults.
+        combines: `combine` makes the update gradient from g and s; otherwise it is s.
+        reuses: `reuse` changes the gradient of the plain updates between two SAM updates.
+        perturbs_by_momentum: ε is known before the first pass, from the optimizer; w itself is not visited.
+        perturbs: the method has a radius ρ.
+        keeps_state: `tensors` and `numbers` are used.
+        state_is_shared: they are the same in every process even where each perturbs by its own gradient.
+        tensors: what outlives an update, by name and parameter; saved with a checkpoint, as `numbers` are.
+        numbers: 0-dimensional tensors that outlive an update, by name.
     """
 
     name: ClassVar[str]
+    title: ClassVar[str]
     paper: ClassVar[str]
     citation: ClassVar[str]
-    default_rho: ClassVar[float]
+    summary: ClassVar[str]
+    cost: ClassVar[Cost]
+    default_rho: ClassVar[float | None] = None
+    default_interval: ClassVar[int] = 1
+    options: ClassVar[dict[str, Option]] = {}
+    refuses: ClassVar[dict[str, str]] = {}
+    combines: ClassVar[bool] = False
+    reuses: ClassVar[bool] = False
+    perturbs: ClassVar[bool] = True
+    perturbs_by_momentum: ClassVar[bool] = False
+    keeps_state: ClassVar[bool] = False
+    state_is_shared: ClassVar[bool] = False
 
-    def __init__(self, p: float = 2.0):
+    def __init__(self, p: float = 2.0, **options: Any):
         self.p = p
+        for name, option in self.options.items():
+            setattr(self, _attribute(name), options.get(name, option.default))
+        self.tensors: dict[str, dict[Tensor, Tensor]] = {}
+        self.numbers: dict[str, Tensor] = {}
 
-    @abstractmethod
-    def ascent(self, grads: list[Tensor], weights: Sequence[Tensor]) -> Ascent:
+    def ascent(self, grads: list[Tensor], at: Point) -> Ascent:
         """
         The perturbation that the ascent gradient asks for.
 
         Args:
-            grads: ascent gradients g, one a perturbed parameter, in any common scale (a loss scale cancels). They are
-                the method's to overwrite.
-            weights: the parameters at w, to read.
+            grads: ascent gradients g, one a perturbed parameter, with the loss scale. They are the method's to
+                overwrite. With `perturbs_by_momentum`, the optimizer's first moments instead.
+            at ([`Point`]): where they were taken.
+        """
+        raise NotImplementedError
+
+    def combine(self, g: list[Tensor], s: list[Tensor], products: Products, at: Point) -> None:
+        """
+        Turn s into the update gradient, in place. Called once an update, on the same numbers in every process.
+
+        Args:
+            g: ascent gradients of the whole update, the mean over processes.
+            s: descent gradients of the whole update, the mean over processes.
+        """
+        raise NotImplementedError
+
+    def reuse(self, grads: list[Tensor], at: Point) -> None:
+        """Change the gradient of a plain update between two SAM updates, in place."""
+        raise NotImplementedError
+
+    def bind(self, model: nn.Module) -> None:
+        """
+        Look at the model, once a run.
+
+        Raises:
+            ValueError: the method cannot train this model.
         """
 
+    def begin_update(self, active: bool, progress: float) -> None:
+        """
+        Before an update's first pass.
 
-def dual_direction(grads: list[Tensor], p: float) -> Ascent:
-    r"""
-    The maximiser of ⟨ε, g⟩ over ‖ε‖_p ≤ 1 (arXiv 2010.01412, equation 2), with 1/p + 1/q = 1:
+        Args:
+            active: the update is the method's own, and not a plain one of `sam_interval` or `sam_start_ratio`.
+            progress: share of the training that is done, 0 to 1.
+        """
 
-    ε̂ = sign(g) |g|^{q−1} / (‖g‖_q^q)^{1/p};  p = 2: g/‖g‖₂;  p = ∞: sign(g).
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Just before the optimizer steps; not where fp16's scaler skips the step."""
 
-    Overwrites `grads`.
-    """
-    norm = global_norm(grads)
-    finite = norm.isfinite()
-    clear_if_not_finite(grads, finite)
-    if p == 2:
-        return Ascent(grads, _reciprocal(norm, finite), norm, finite)
-    if p == torch.inf:
-        for grad in grads:
-            local(grad).sign_()
-        return Ascent(grads, finite.to(norm.dtype), norm, finite)
-    # |g|^q underflows for small g and q large (p near 1), so g is divided by max|g| first: it cancels
-    q = p / (p - 1)
-    inverse_largest = _reciprocal(global_norm(grads, torch.inf), finite)
-    ratios = [grad.to(wide(grad.dtype)) for grad in grads]
-    for ratio in ratios:
-        local(ratio).mul_(inverse_largest.to(ratio.device))
-    dual_norm = global_norm(ratios, q)
-    for ratio in ratios:
-        part = local(ratio)
-        part.copy_(part.sign() * part.abs().pow(q - 1))
-    return Ascent(ratios, _reciprocal(dual_norm.pow(q - 1), finite), norm, finite)
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Just after the optimizer has stepped; not where fp16's scaler skipped the step."""
 
 
-def clear_if_not_finite(grads: list[Tensor], finite: Tensor) -> None:
-    """Make `grads` safe to multiply by 0 where one of them is not finite (0 · inf is NaN)."""
-    # Reading `finite` is free on the CPU; on an accelerator it would stall the host, and one more pass is cheaper
-    if finite.device.type == "cpu" and finite:
-        return
-    for grad in grads:
-        local(grad).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _reciprocal(norm: Tensor, finite: Tensor) -> Tensor:
-    """1/norm, and 0 where the norm is 0 or not finite."""
-    safe = finite & (norm > 0)
-    return torch.where(safe, 1 / torch.where(safe, norm, torch.ones_like(norm)), torch.zeros_like(norm))
+def _attribute(option: str) -> str:
+    """`lambda` is no name in Python."""
+    return option + "_" if option == "lambda" else option

@@ -10,15 +10,15 @@ base optimizer gets ∇L(w + ε̂) (equation 3, second-order terms dropped). Def
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
-from .base import Ascent, Method, dual_direction
+from .base import Ascent, Cost, Method, Point
+from .direction import dual_direction
 
 
 class SAM(Method):
     name = "sam"
+    title = "Sharpness-Aware Minimization"
     paper = "https://arxiv.org/abs/2010.01412"
     citation = """@inproceedings{foret2021sharpnessaware,
   title={Sharpness-Aware Minimization for Efficiently Improving Generalization},
@@ -26,7 +26,9 @@ class SAM(Method):
   booktitle={International Conference on Learning Representations},
   year={2021}
 }"""
+    summary = "The gradient at the worst point of a ball around w, to first order."
+    cost = Cost(passes="k + 1", memory="1")
     default_rho = 0.05
 
-    def ascent(self, grads: list[Tensor], weights: Sequence[Tensor]) -> Ascent:
+    def ascent(self, grads: list[Tensor], at: Point) -> Ascent:
         return dual_direction(grads, self.p)

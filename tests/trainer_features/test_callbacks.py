@@ -196,3 +196,43 @@ def test_early_stopping_and_the_best_model(tmp_path):
     assert_same(load_file(Path(trainer.state.best_model_checkpoint) / "model.safetensors"), saved[best])
     assert trainer.evaluate()["eval_loss"] == losses[best]
     assert relative_difference(flat(model), torch.cat([t.flatten() for t in saved[best + 4].values()])) > 1e-3
+
+
+class LoggingLoss:
+    """Logs from inside `compute_loss`, as many overrides do."""
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if model.training:
+            self.log({"own": loss.item()})
+        return loss
+
+
+@pytest.mark.parametrize("options", [{}, {"sam_ascent_steps": 2}, {"sam_m": 4}], ids=str)
+def test_what_compute_loss_logs_is_logged_once(tmp_path, options):
+    def run(trainer_class):
+        class Logging(LoggingLoss, trainer_class):
+            pass
+
+        listener = Listener()
+        trainer = trained(
+            perceptron(),
+            points(32),
+            tmp_path,
+            trainer_class=Logging,
+            callbacks=[listener],
+            gradient_accumulation_steps=2,
+            sam_rho=0.2,
+            **options,
+        )
+        return trainer.state.log_history, [call[0] for call in listener.heard]
+
+    (plain, plain_events), (history, events) = run(Trainer), run(SAMTrainer)
+    assert events == plain_events
+    own = [entry["own"] for entry in history if "own" in entry]
+    assert len(own) == 2 * 6
+    # Of the loss at w, whose mean Trainer logs
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert losses == pytest.approx([(a + b) / 2 for a, b in zip(own[::2], own[1::2], strict=True)], rel=1e-6)
+    # At the first update w is that of plain training
+    assert own[:2] == [entry["own"] for entry in plain if "own" in entry][:2]

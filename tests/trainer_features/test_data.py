@@ -216,3 +216,22 @@ def test_logging_nan_inf_filter(tmp_path, trainer_class, filtered):
         # Trainer puts the mean of those logged so far, here none, in its place
         assert logs[1]["loss"] == pytest.approx(losses[3] / 2, rel=1e-6) or not filtered
         assert logs[1]["sam_perturbed_loss"] == pytest.approx(perturbed[3], rel=1e-9)
+
+
+def test_resuming_with_another_batch_size_regroups(tmp_path):
+    """sam_m counts examples of the batches that are loaded now, not of those that the checkpoint was made with."""
+    run = {"sam_m": 4, "save_strategy": "steps", "save_steps": 2}
+    recorded(SAMTrainer, perceptron(), points(64), tmp_path, max_steps=2, per_device_train_batch_size=4, **run)
+    sizes = []
+
+    class Sizes(SAMTrainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            sizes.append(len(inputs["x"]))
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    options = {"max_steps": 4, "per_device_train_batch_size": 8, "sam_rho": RHO, **run}
+    trainer = trainer_of(perceptron(), points(64), tmp_path, trainer_class=Sizes, **options)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 4
+    # Two groups of four, each passed over twice, in two updates
+    assert sizes == [4] * (2 * 2 * 2)

@@ -72,6 +72,35 @@ def test_training_step_that_leaves_sam_out_is_named(tmp_path, monkeypatch, caplo
     assert [record.getMessage() for record in caplog.records if record.name == "sam_hf.advice"] == [message] * warned
 
 
+class Noisy(SAMTrainer):
+    """Adds noise to its inputs, to the very tensors or to others."""
+
+    in_place = False
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        noise = torch.randn_like(inputs["x"])
+        if self.in_place:
+            inputs["x"] += noise
+            inputs["labels"][:1] = 0
+        else:
+            labels = inputs["labels"].clone()
+            labels[:1] = 0
+            inputs = {"x": inputs["x"] + noise, "labels": labels}
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+@pytest.mark.parametrize("options", [{}, {"sam_ascent_steps": 2}, {"sam_m": 4}, {"sam_m": 2}], ids=str)
+def test_inputs_changed_in_place_are_changed_once_in_every_pass(tmp_path, monkeypatch, options):
+    weights = []
+    for in_place in (True, False):
+        monkeypatch.setattr(Noisy, "in_place", in_place)
+        model = perceptron()
+        run = {"sam_rho": RHO, "gradient_accumulation_steps": 2} | options
+        trainer_of(model, points(48), tmp_path, trainer_class=Noisy, **run).train()
+        weights.append(flat(model))
+    assert torch.equal(*weights)
+
+
 class Thaw(TrainerCallback):
     """Trains the first layer from the fourth update on only."""
 

@@ -1,0 +1,111 @@
+"""The method of a training run: made once, told of steps, its state named for checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from .first_moment import check_keeps_first_moment
+from .methods import Method
+from .norms import local
+from .training_args import SAMArguments, method_class
+
+
+class MethodRunner:
+    """Keeps one method over a run, however often it is asked for; a new one where its arguments change."""
+
+    def __init__(self) -> None:
+        self._method: Method | None = None
+        self._made_of: tuple | None = None
+        self._bound_to: nn.Module | None = None
+        self._hooked: Any = None
+        self._handles: list[Any] = []
+
+    def reset(self) -> None:
+        """Before a run: nothing is left of the one before."""
+        for handle in self._handles:
+            handle.remove()
+        self.__init__()  # type: ignore[misc]
+
+    def method(self, args: SAMArguments, model: nn.Module | None = None, optimizer: Any = None) -> Method:
+        """
+        Args:
+            args (`SAMArguments`): as they are now.
+            model (`nn.Module`, *optional*): that the method is to train.
+            optimizer (`torch.optim.Optimizer`, *optional*): whose steps it is told of.
+
+        Raises:
+            ValueError: the method cannot train this model, or not with this optimizer.
+        """
+        options: Any = args.sam_method_kwargs or {}
+        made_of = (args.sam_method, args.sam_p, tuple(sorted(options.items())))
+        if self._method is None or self._made_of != made_of:
+            self.reset()
+            self._method, self._made_of = method_class(args)(p=args.sam_p, **options), made_of
+        if model is not None and self._bound_to is not model:
+            self._method.bind(model)
+            self._bound_to = model
+        if optimizer is not None and self._hooked is not optimizer:
+            self._hook(self._method, optimizer)
+        return self._method
+
+    def _hook(self, method: Method, optimizer: Any) -> None:
+        """Hooks of the optimizer itself: fp16's scaler does not reach them where it skips a step."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._hooked = [], optimizer
+        if method.perturbs_by_momentum:
+            check_keeps_first_moment(optimizer)
+        inner = getattr(optimizer, "optimizer", optimizer)  # what accelerate has wrapped
+        if type(method).before_step is not Method.before_step:
+            self._handles.append(inner.register_step_pre_hook(_told(inner, method.before_step)))
+        if type(method).after_step is not Method.after_step:
+            self._handles.append(inner.register_step_post_hook(_told(inner, method.after_step)))
+
+    def state(self, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
+        """
+        What outlives an update, by `slot/parameter`, and numbers by name.
+
+        Args:
+            names: the model's parameters with their names. Others (of a loss module) go by their place in the slot.
+        """
+        method = self._method
+        if method is None:
+            return {}
+        state = {name: number.reshape(1) for name, number in method.numbers.items()}
+        for slot, tensors in method.tensors.items():
+            for place, (parameter, tensor) in enumerate(tensors.items()):
+                state[f"{slot}/{names.get(parameter, place)}"] = tensor.contiguous()
+        return state
+
+    def load_state(self, state: Mapping[str, Tensor], names: Mapping[Tensor, str], optimizer: Any) -> None:
+        """
+        Raises:
+            ValueError: `state` is of another model.
+        """
+        method = self._method
+        assert method is not None
+        stepped = [p for group in optimizer.param_groups for p in group["params"]]
+        by_name = {name: parameter for parameter, name in names.items()}
+        by_name |= {str(place): parameter for place, parameter in enumerate(stepped) if parameter not in names}
+        for key, tensor in state.items():
+            slot, slash, name = key.partition("/")
+            if not slash:
+                method.numbers[key] = tensor.reshape(()).to(stepped[0].device)
+                continue
+            parameter = by_name.get(name)
+            if parameter is None or local(parameter).shape != tensor.shape:
+                raise ValueError(f"{key!r} is of another model")
+            method.tensors.setdefault(slot, {})[parameter] = tensor.to(parameter.device)
+
+
+def _told(optimizer: Any, tell: Callable[[Any], None]) -> Callable[..., None]:
+    def hook(*_: Any) -> None:
+        # Fused optimizers are called where the scaler found an overflow too, and leave the weights alone themselves
+        found = getattr(optimizer, "found_inf", None)
+        if found is None or not found.any():
+            tell(optimizer)
+
+    return hook

@@ -1,0 +1,55 @@
+r"""
+ASAM (Kwon, Kim, Park, Choi: "ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural
+Networks", ICML 2021, arXiv 2102.11600).
+
+    ε̂ = ρ T² g / ‖T g‖₂,    T = |w| + η for weights, 1 for biases
+
+The ball is measured in units of each weight, so that rescaling layers without changing the function does
+not change the sharpness. As in the authors' code, a parameter is a weight if its own name contains "weight". Defaults:
+ρ = 0.5, η = 0.01.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..norms import global_norm, local, wide
+from .base import Ascent, Cost, Method, Option, Point
+from .direction import along, clear_if_not_finite
+
+
+class ASAM(Method):
+    name = "asam"
+    title = "Adaptive SAM"
+    paper = "https://arxiv.org/abs/2102.11600"
+    citation = """@inproceedings{kwon2021asam,
+  title={{ASAM}: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural Networks},
+  author={Jungmin Kwon and Jeongseop Kim and Hyunseo Park and In Kwon Choi},
+  booktitle={International Conference on Machine Learning},
+  year={2021}
+}"""
+    summary = "SAM in a ball that is measured in units of each weight."
+    cost = Cost(passes="k + 1", memory="1")
+    default_rho = 0.5
+    options = {
+        "eta": Option(0.01, "added to |w|, so that weights of zero move too", "a number >= 0", lambda x: x >= 0)
+    }
+    refuses = {"sam_p": "its ball is an ellipsoid (p = 2)"}
+    eta: float
+
+    def ascent(self, grads: list[Tensor], at: Point) -> Ascent:
+        norm = global_norm(grads)
+        finite = norm.isfinite()
+        clear_if_not_finite(grads, finite)
+        directions = [grad.to(wide(grad.dtype)) for grad in grads]
+        # ‖T g‖ first, then T² g in the same memory
+        self._scale(directions, at)
+        scale = along(directions, norm, finite).scale
+        self._scale(directions, at)
+        return Ascent(directions, scale, norm, finite)
+
+    def _scale(self, directions: list[Tensor], at: Point) -> None:
+        for direction, weight, name in zip(directions, at.weights, at.names, strict=True):
+            if "weight" in name:
+                part = local(direction)
+                part.mul_(weight.abs().to(part.dtype).add_(self.eta))

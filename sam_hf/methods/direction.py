@@ -1,0 +1,59 @@
+"""Directions of length one: the dual of a gradient in the p-norm, or any vector by its own norm."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..norms import global_norm, local, wide
+from .base import Ascent
+
+
+def dual_direction(grads: list[Tensor], p: float = 2.0) -> Ascent:
+    r"""
+    The maximiser of ⟨ε, g⟩ over ‖ε‖_p ≤ 1 (arXiv 2010.01412, equation 2), with 1/p + 1/q = 1:
+
+    ε̂ = sign(g) |g|^{q−1} / (‖g‖_q^q)^{1/p};  p = 2: g/‖g‖₂;  p = ∞: sign(g).
+
+    Overwrites `grads`.
+    """
+    norm = global_norm(grads)
+    finite = norm.isfinite()
+    clear_if_not_finite(grads, finite)
+    if p == 2:
+        return Ascent(grads, _reciprocal(norm, finite), norm, finite)
+    if p == torch.inf:
+        for grad in grads:
+            local(grad).sign_()
+        return Ascent(grads, finite.to(norm.dtype), norm, finite)
+    # |g|^q underflows for small g and q large (p near 1), so g is divided by max|g| first: it cancels
+    q = p / (p - 1)
+    inverse_largest = _reciprocal(global_norm(grads, torch.inf), finite)
+    ratios = [grad.to(wide(grad.dtype)) for grad in grads]
+    for ratio in ratios:
+        local(ratio).mul_(inverse_largest.to(ratio.device))
+    dual_norm = global_norm(ratios, q)
+    for ratio in ratios:
+        part = local(ratio)
+        part.copy_(part.sign() * part.abs().pow(q - 1))
+    return Ascent(ratios, _reciprocal(dual_norm.pow(q - 1), finite), norm, finite)
+
+
+def along(directions: list[Tensor], norm: Tensor, finite: Tensor) -> Ascent:
+    """ε̂ = d/‖d‖₂ for directions d made of a gradient with this `norm`; 0 where the gradient is not `finite`."""
+    return Ascent(directions, _reciprocal(global_norm(directions), finite), norm, finite)
+
+
+def clear_if_not_finite(grads: list[Tensor], finite: Tensor) -> None:
+    """Make `grads` safe to multiply by 0 where one of them is not finite (0 · inf is NaN)."""
+    # Reading `finite` is free on the CPU; on an accelerator it would stall the host, and one more pass is cheaper
+    if finite.device.type == "cpu" and finite:
+        return
+    for grad in grads:
+        local(grad).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _reciprocal(norm: Tensor, finite: Tensor) -> Tensor:
+    """1/norm, and 0 where the norm is 0 or not finite."""
+    safe = finite & (norm > 0)
+    return torch.where(safe, 1 / torch.where(safe, norm, torch.ones_like(norm)), torch.zeros_like(norm))

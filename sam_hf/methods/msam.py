@@ -1,0 +1,52 @@
+r"""
+Momentum-SAM (Becker, Altrock, Risse: "Momentum-SAM: Sharpness Aware Minimization without Computational Overhead",
+arXiv 2401.12033).
+
+    ε̂ = −ρ v/‖v‖₂
+
+The perturbation follows the optimizer's first moment v of the update before (SGD's `momentum_buffer`, Adam's
+`exp_avg`) instead of a gradient of its own, against the direction in which the optimizer will step: one pass an
+update, at w + ε (algorithm 1). w itself is never visited, so that the logged `loss` is L(w+ε). Until there is a
+moment, ε = 0. Default ρ: that of SAM.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..norms import global_norm, local, wide
+from .base import Ascent, Cost, Method, Point
+from .direction import along, clear_if_not_finite
+
+_NO_ASCENT = "it makes no ascent pass"
+
+
+class MomentumSAM(Method):
+    name = "msam"
+    title = "Momentum-SAM"
+    paper = "https://arxiv.org/abs/2401.12033"
+    citation = """@article{becker2024momentum,
+  title={Momentum-{SAM}: Sharpness Aware Minimization without Computational Overhead},
+  author={Marlon Becker and Frederick Altrock and Benjamin Risse},
+  journal={arXiv preprint arXiv:2401.12033},
+  year={2024}
+}"""
+    summary = "The gradient at a point that the optimizer's momentum chooses: one pass an update."
+    cost = Cost(passes="1", memory="2")
+    default_rho = 0.05
+    refuses = {
+        "sam_p": "its direction is no dual of a gradient",
+        "sam_ascent_steps": _NO_ASCENT,
+        "sam_ascent_fraction": _NO_ASCENT,
+        "sam_m": "all examples share the perturbation that the optimizer's momentum gives",
+    }
+    perturbs_by_momentum = True
+
+    def ascent(self, grads: list[Tensor], at: Point) -> Ascent:
+        directions = [moment.to(wide(moment.dtype), copy=True) for moment in grads]
+        for direction in directions:
+            local(direction).neg_()
+        norm = global_norm(directions)
+        finite = norm.isfinite()
+        clear_if_not_finite(directions, finite)
+        return along(directions, norm, finite)

@@ -1,0 +1,103 @@
+r"""
+nBAR (Li, Zhang, He: "Implicit Regularization of Sharpness-Aware Minimization for Scale-Invariant Problems",
+NeurIPS 2024, arXiv 2410.14802), for LoRA adapters.
+
+    if ‖g_A‖ ≥ ‖g_B‖:  A ← (1 + αη) A,  B ← (1 − αη) B;   otherwise the signs swap
+
+An adapter's product BA does not change if A grows as B shrinks. What SAM does to such a pair is to balance ‖A‖ and
+‖B‖; nBAR does that directly, just before the optimizer steps, pair by pair, and saves the second pass. η is the
+learning rate; α decays over training: `schedule` is `linear`, `cosine` or `constant`. There is no radius ρ. α has to
+be tuned; its default here is 0.2, decayed linearly.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..norms import global_norm, local
+from .base import Cost, Method, Option
+
+_NO_PERTURBATION = "it perturbs no weights"
+_SCHEDULES = {
+    "linear": lambda progress: 1 - progress,
+    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
+    "constant": lambda progress: 1.0,
+}
+
+
+class NBAR(Method):
+    name = "nbar"
+    title = "Balancedness-aware regularisation of LoRA adapters"
+    paper = "https://arxiv.org/abs/2410.14802"
+    citation = """@inproceedings{li2024implicit,
+  title={Implicit Regularization of Sharpness-Aware Minimization for Scale-Invariant Problems},
+  author={Bingcong Li and Liang Zhang and Niao He},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2024}
+}"""
+    summary = "Balances LoRA's A and B as SAM would, without a second pass."
+    cost = Cost(passes="1", memory="0")
+    options = {
+        "alpha": Option(0.2, "strength, times the learning rate", "a number >= 0", lambda x: x >= 0),
+        "schedule": Option("linear", "how α decays over training", ", ".join(_SCHEDULES), lambda x: x in _SCHEDULES),
+    }
+    refuses = dict.fromkeys(
+        (
+            "sam_rho",
+            "sam_rho_schedule",
+            "sam_p",
+            "sam_ascent_steps",
+            "sam_m",
+            "sam_ascent_fraction",
+            "sam_target_modules",
+        ),
+        _NO_PERTURBATION,
+    )
+    perturbs = False
+    alpha: float
+    schedule: str
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._strength = 0.0
+
+    def bind(self, model: nn.Module) -> None:
+        self._pairs = [(a, b) for a, b in adapter_pairs(model) if a.requires_grad and b.requires_grad]
+        if not self._pairs:
+            raise ValueError(
+                "sam_method='nbar' balances LoRA adapters, and the model trains none. Add them (peft.get_peft_model, "
+                "or --lora_r in the scripts), or use sam_method='sam'."
+            )
+
+    def begin_update(self, active: bool, progress: float) -> None:
+        self._strength = self.alpha * _SCHEDULES[self.schedule](progress) if active else 0.0
+
+    @torch.no_grad()
+    def before_step(self, optimizer: Optimizer) -> None:
+        if self._strength == 0:
+            return
+        rates = {parameter: group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+        for a, b in self._pairs:
+            if a.grad is None or b.grad is None or a not in rates:
+                continue
+            norm_a, norm_b = global_norm([a.grad]), global_norm([b.grad])
+            change = torch.where(norm_a >= norm_b, 1.0, -1.0) * (self._strength * rates[a])
+            local(a).mul_((1 + change).to(a.device, a.dtype))
+            local(b).mul_((1 - change).to(b.device, b.dtype))
+
+
+def adapter_pairs(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """(A, B) of every LoRA adapter in a PEFT model, those of embeddings included."""
+    pairs = []
+    for module in model.modules():
+        for name_a, name_b in (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")):
+            adapters_a, adapters_b = getattr(module, name_a, {}), getattr(module, name_b, {})
+            for adapter in adapters_a:
+                a, b = adapters_a[adapter], adapters_b[adapter]
+                pairs.append((getattr(a, "weight", a), getattr(b, "weight", b)))
+    return pairs
