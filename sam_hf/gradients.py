@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from accelerate.state import GradientState
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -69,11 +70,15 @@ def dense(gradients: Sequence[Tensor]) -> list[Tensor]:
 
 def is_fsdp(model: nn.Module) -> bool:
     """Sharded with FSDP2: a gradient exists only once it has been reduced over processes."""
-    return isinstance(_uncompiled(model), FSDPModule)
+    module = _uncompiled(model)
+    # Adapters around a model that transformers sharded while loading: the mark shows through, as do its methods
+    return isinstance(module, FSDPModule) or getattr(module, "_is_fsdp_managed_module", False)
 
 
 @contextmanager
-def gradient_sync(model: nn.Module, enabled: bool, outer: bool) -> Iterator[None]:
+def gradient_sync(
+    model: nn.Module, enabled: bool, outer: bool, gradient_state: GradientState | None = None
+) -> Iterator[None]:
     """
     Passes inside reduce gradients over processes, or do not, whatever `no_sync` they stand in.
 
@@ -83,6 +88,8 @@ def gradient_sync(model: nn.Module, enabled: bool, outer: bool) -> Iterator[None
     Args:
         enabled (`bool`): reduce gradients in the passes inside.
         outer (`bool`): what holds around this scope; FSDP2 has no way to ask.
+        gradient_state ([`~accelerate.state.GradientState`], *optional*): Trainer asks it whether to average gradients
+            of weights that are replicated beside shards (adapters).
     """
     module = _uncompiled(model)
     if isinstance(module, DistributedDataParallel):
@@ -91,12 +98,17 @@ def gradient_sync(model: nn.Module, enabled: bool, outer: bool) -> Iterator[None
             yield
         finally:
             module.require_backward_grad_sync = before
-    elif isinstance(module, FSDPModule):
-        module.set_requires_gradient_sync(enabled)
+    elif is_fsdp(module):
+        module.set_requires_gradient_sync(enabled)  # type: ignore[operator]
+        before = gradient_state is not None and gradient_state.sync_gradients
+        if gradient_state is not None:
+            gradient_state._set_sync_gradients(enabled)
         try:
             yield
         finally:
-            module.set_requires_gradient_sync(outer)
+            module.set_requires_gradient_sync(outer)  # type: ignore[operator]
+            if gradient_state is not None:
+                gradient_state._set_sync_gradients(before)
     else:
         yield
 

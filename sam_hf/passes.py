@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.state import GradientState
 from torch import Tensor, nn
 
 from .rng import RandomState
@@ -65,6 +66,7 @@ class Passes:
         normalisation: the modules whose running statistics only the first pass moves.
         skip_unperturbed: ascent passes compute no gradient of what ε does not cover.
         loss_scale: the factor that fp16's scaler has put on the gradients, or `None`.
+        gradient_state: accelerate's, see [`~sam_hf.gradients.gradient_sync`].
     """
 
     model: nn.Module
@@ -80,6 +82,7 @@ class Passes:
     normalisation: Sequence[nn.Module] = ()
     random_devices: Sequence[torch.device] = ()
     loss_scale: Callable[[], Tensor | None] = lambda: None
+    gradient_state: GradientState | None = None
     sync_perturbation: bool = False
     sync_each_batch: bool = False
     replay_random: bool = True

@@ -197,6 +197,7 @@ class SAMMixin(CheckpointMixin):
             normalisation=layout.normalisation,
             random_devices=layout.random_devices,
             loss_scale=run.loss_scale,
+            gradient_state=self.accelerator.gradient_state,
             sync_perturbation=args.sam_sync_perturbation,
             sync_each_batch=self.accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False),
             replay_random=args.sam_replay_rng,

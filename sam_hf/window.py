@@ -294,7 +294,8 @@ class Window:
     def _sync(self, passes: Passes, enabled: bool) -> AbstractContextManager:
         if enabled:
             mark_used(passes.model, self._used)
-        return gradient_sync(passes.model, enabled, outer=self.is_complete or passes.sync_each_batch)
+        outer = self.is_complete or passes.sync_each_batch
+        return gradient_sync(passes.model, enabled, outer, passes.gradient_state)
 
     def _report(self, means: RunningMeans) -> None:
         means.add("sam_rho", self.radius)

@@ -17,8 +17,22 @@ Windows = list[list[list[dict[str, Any]]]]
 Group = list[tuple[float, dict[str, Any]]]
 
 
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def dealt(data: list[dict[str, Any]], ranks: int, micro_batch: int, accumulation: int) -> Windows:
+    """The windows that data in order makes: batches are dealt to the ranks in turn, as accelerate deals them."""
+    batches = [
+        {key: torch.stack([row[key] for row in data[i : i + micro_batch]]) for key in data[0]}
+        for i in range(0, len(data), micro_batch)
+    ]
+    windows = [batches[i : i + ranks * accumulation] for i in range(0, len(batches), ranks * accumulation)]
+    return [[window[rank::ranks] for rank in range(ranks)] for window in windows]
+
+
 def flat(model: nn.Module) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
+    return torch.cat([p.detach().flatten() for p in trainable(model)]).clone()
 
 
 def split(window: list[dict[str, Any]], m: int | None, micro_batch: int) -> list[Group]:
@@ -39,7 +53,7 @@ def split(window: list[dict[str, Any]], m: int | None, micro_batch: int) -> list
 
 
 def gradient(model: nn.Module, weights: torch.Tensor, group: Group) -> torch.Tensor:
-    parameters = list(model.parameters())
+    parameters = trainable(model)
     nn.utils.vector_to_parameters(weights, parameters)
     total = torch.zeros_like(weights)
     for share, batch in group:

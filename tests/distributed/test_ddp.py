@@ -10,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ddp_cases import CASES, MICRO_BATCH, UPDATES, dataset, make_model
-from replicas import Windows, train
+from replicas import dealt, train
 
 pytestmark = pytest.mark.distributed
 RANKS = 2
@@ -23,23 +23,14 @@ def results(torchrun) -> dict[str, list[dict]]:
     return {name: [torch.load(out / f"{name}-{rank}.pt") for rank in range(RANKS)] for name in CASES}
 
 
-def windows(accumulation: int) -> Windows:
-    """Batches are dealt to the ranks in turn, as accelerate deals them."""
-    data = dataset(RANKS * MICRO_BATCH * accumulation * UPDATES)
-    batches = [
-        {key: torch.stack([row[key] for row in data[i : i + MICRO_BATCH]]) for key in data[0]}
-        for i in range(0, len(data), MICRO_BATCH)
-    ]
-    per_update = [batches[i : i + RANKS * accumulation] for i in range(0, len(batches), RANKS * accumulation)]
-    return [[window[rank::RANKS] for rank in range(RANKS)] for window in per_update]
-
-
 @pytest.mark.parametrize("name", EXACT)
 def test_equals_the_reference(results, name):
     case = CASES[name]
+    accumulation = case.get("gradient_accumulation_steps", 1)
+    data = dataset(RANKS * MICRO_BATCH * accumulation * UPDATES)
     expected = train(
         make_model,
-        windows(case.get("gradient_accumulation_steps", 1)),
+        dealt(data, RANKS, MICRO_BATCH, accumulation),
         MICRO_BATCH,
         m=case.get("sam_m"),
         synchronised=case.get("sam_sync_perturbation", False),
