@@ -66,39 +66,53 @@ def gradient(model: nn.Module, weights: torch.Tensor, group: Group) -> torch.Ten
     return total
 
 
-def train(
-    make_model: Callable[[], nn.Module],
-    windows: Windows,
+def sam_gradient(
+    model: nn.Module,
+    weights: torch.Tensor,
+    window: list[list[dict[str, Any]]],
     micro_batch: int,
     *,
     m: int | None = None,
     synchronised: bool = False,
     steps: int = 1,
-    unperturbed: Collection[tuple[int, int]] = (),
+    unperturbed: Collection[int] = (),
 ) -> torch.Tensor:
     """
-    The weights after each update, by plain gradient descent.
+    The gradient of one update, averaged over ranks.
 
     Args:
         synchronised: the ascent gradient is averaged over ranks.
-        unperturbed: (update, rank) whose ascent gradient is not finite.
+        unperturbed: ranks whose ascent gradient is not finite.
     """
+    per_rank = [[(rank, group) for group in split(batches, m, micro_batch)] for rank, batches in enumerate(window)]
+    if synchronised:
+        teams = list(zip(*per_rank, strict=True))
+    else:
+        teams = [(member,) for members in per_rank for member in members]
+    total = torch.zeros_like(weights)
+    for team in teams:
+        epsilon = torch.zeros_like(weights)
+        for _ in range(0 if any(rank in unperturbed for rank, _ in team) else steps):
+            ascent = sum(gradient(model, weights + epsilon, group) for _, group in team) / len(team)
+            epsilon = epsilon + RHO / steps * ascent / ascent.norm()
+        total += sum(gradient(model, weights + epsilon, group) for _, group in team)
+    return total / len(window)
+
+
+def train(
+    make_model: Callable[[], nn.Module],
+    windows: Windows,
+    micro_batch: int,
+    unperturbed: Collection[tuple[int, int]] = (),
+    **options: Any,
+) -> torch.Tensor:
+    """The weights after each update, by gradient descent. `unperturbed`: (update, rank). `options`: see above."""
     model = make_model().train()
     weights = flat(model)
     history = []
     for update, window in enumerate(windows):
-        per_rank = [[(rank, group) for group in split(window[rank], m, micro_batch)] for rank in range(len(window))]
-        if synchronised:
-            teams = list(zip(*per_rank, strict=True))
-        else:
-            teams = [(member,) for members in per_rank for member in members]
-        total = torch.zeros_like(weights)
-        for team in teams:
-            epsilon = torch.zeros_like(weights)
-            for _ in range(0 if any((update, rank) in unperturbed for rank, _ in team) else steps):
-                ascent = sum(gradient(model, weights + epsilon, group) for _, group in team) / len(team)
-                epsilon = epsilon + RHO / steps * ascent / ascent.norm()
-            total += sum(gradient(model, weights + epsilon, group) for _, group in team)
-        weights = weights - LEARNING_RATE * total / len(window)
+        ranks = [rank for at, rank in unperturbed if at == update]
+        total = sam_gradient(model, weights, window, micro_batch, unperturbed=ranks, **options)
+        weights = weights - LEARNING_RATE * total
         history.append(weights)
     return torch.stack(history)
