@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -41,6 +42,40 @@ def torchrun(environment, tmp_path_factory) -> Callable[[str], Path]:
             env=environment,
         )
         assert answer.returncode == 0, answer.stderr[-6000:]
+        return out
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def two_machines(environment, tmp_path_factory) -> Callable[[str], Path]:
+    """As `torchrun`, by two launches of `accelerate` that find each other over a port, as on two machines."""
+
+    def run(worker: str) -> Path:
+        out = tmp_path_factory.mktemp(Path(worker).stem)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        config = FOLDER.parents[1] / "configs" / "accelerate" / "multi_node.yaml"
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+        command += ["--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", port]
+        launches = [
+            subprocess.Popen(
+                [*command, "--machine_rank", str(rank), str(FOLDER / worker), str(out)],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment,
+            )
+            for rank in range(2)
+        ]
+        try:
+            for launch in launches:
+                _, error = launch.communicate(timeout=TIMEOUT)
+                assert launch.returncode == 0, error[-6000:]
+        finally:
+            for launch in launches:
+                launch.kill()
         return out
 
     return run

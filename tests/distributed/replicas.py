@@ -31,6 +31,11 @@ def dealt(data: list[dict[str, Any]], ranks: int, micro_batch: int, accumulation
     return [[window[rank::ranks] for rank in range(ranks)] for window in windows]
 
 
+def windows_of(ranks: list[dict[str, Any]]) -> Windows:
+    """From what each rank recorded."""
+    return [list(window) for window in zip(*(rank["windows"] for rank in ranks), strict=True)]
+
+
 def flat(model: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in trainable(model)]).clone()
 

@@ -11,7 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ddp_edges import CASES, FAR, MICRO_BATCH, make_model
-from replicas import flat, split, train
+from replicas import flat, split, train, windows_of
 
 pytestmark = pytest.mark.distributed
 RANKS = 2
@@ -23,10 +23,6 @@ def results(torchrun) -> dict[str, list[dict]]:
     out = torchrun("ddp_edges_worker.py")
     names = [*CASES, "tagger True", "tagger False"]
     return {name: [torch.load(out / f"{name}-{rank}.pt") for rank in range(RANKS)] for name in names}
-
-
-def windows_of(ranks: list[dict]) -> list[list[list[dict]]]:
-    return [list(window) for window in zip(*(rank["windows"] for rank in ranks), strict=True)]
 
 
 @pytest.mark.parametrize("name", EXACT)
