@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers.utils import is_sagemaker_mp_enabled
 
+from .gradients import is_fsdp
+
 # TRL's trainers that generate completions in `training_step`, pick a batch by a counter that it advances, or account
 # for rollouts in it: a second pass would be over other data, or be taken for more of it
 _STATEFUL_TRAINERS = {
@@ -59,6 +61,12 @@ def check_supported(trainer: Any) -> None:
             "after it",
         ),
         (
+            _slices_are_out_of_step(trainer),
+            "slices (sam_m below per_device_train_batch_size, or sam_ascent_fraction) that share a perturbation "
+            "between devices whose last batches differ in size (even_batches=False): one would wait for the other. Use "
+            "dataloader_drop_last=True",
+        ),
+        (
             _stands_over(trainer, _STATEFUL_TRAINERS),
             f"{type(trainer).__name__}, which draws new data at every training step. Use a trainer whose training "
             "step is one pass over the inputs it is given",
@@ -86,3 +94,11 @@ def _cuts_batches(trainer: Any) -> bool:
     """Whether a perturbation is shared by fewer examples than a batch holds."""
     m = trainer.sam_args.sam_m
     return m is not None and m < trainer.args.per_device_train_batch_size
+
+
+def _slices_are_out_of_step(trainer: Any) -> bool:
+    """A last batch on one rank is cut into fewer slices than on another, and their ascent passes communicate."""
+    args, sam = trainer.args, trainer.sam_args
+    uneven = args.world_size > 1 and not trainer.accelerator.even_batches and not args.dataloader_drop_last
+    shared = sam.sam_sync_perturbation or trainer.is_fsdp_enabled or is_fsdp(trainer.model)
+    return uneven and shared and (_cuts_batches(trainer) or sam.sam_ascent_fraction < 1)

@@ -15,14 +15,38 @@ from sam_hf.support import check_supported
 
 
 def fake_trainer(
-    device="cpu", optim="adamw_torch", deepspeed=False, fsdp_plugin=None, parallelism=None, method="sam"
+    device="cpu",
+    optim="adamw_torch",
+    deepspeed=False,
+    fsdp_plugin=None,
+    parallelism=None,
+    method="sam",
+    world_size=1,
+    even_batches=True,
+    drop_last=False,
+    m=None,
+    shared=False,
 ) -> SimpleNamespace:
     return SimpleNamespace(
-        args=SimpleNamespace(optim=optim, device=SimpleNamespace(type=device)),
-        accelerator=SimpleNamespace(state=SimpleNamespace(fsdp_plugin=fsdp_plugin), parallelism_config=parallelism),
+        args=SimpleNamespace(
+            optim=optim,
+            device=SimpleNamespace(type=device),
+            world_size=world_size,
+            dataloader_drop_last=drop_last,
+            per_device_train_batch_size=4,
+        ),
+        accelerator=SimpleNamespace(
+            state=SimpleNamespace(fsdp_plugin=fsdp_plugin), parallelism_config=parallelism, even_batches=even_batches
+        ),
+        model=torch.nn.Identity(),
         is_deepspeed_enabled=deepspeed,
-        sam_args=SimpleNamespace(sam_method=method, sam_m=None),
+        is_fsdp_enabled=fsdp_plugin is not None,
+        sam_args=SimpleNamespace(sam_method=method, sam_m=m, sam_sync_perturbation=shared, sam_ascent_fraction=1.0),
     )
+
+
+UNEVEN = {"world_size": 2, "even_batches": False, "m": 2}
+FSDP2 = SimpleNamespace(fsdp_version=2)
 
 
 REFUSED = {
@@ -32,6 +56,8 @@ REFUSED = {
     "FSDP1 of old": {"fsdp_plugin": SimpleNamespace()},
     "context or sequence parallelism": {"parallelism": SimpleNamespace(cp_enabled=True, sp_enabled=False)},
     "context or sequence parallelism too": {"parallelism": SimpleNamespace(cp_enabled=False, sp_enabled=True)},
+    "slices": {**UNEVEN, "shared": True},
+    "slices too": {**UNEVEN, "fsdp_plugin": FSDP2},
     "optim='lomo'": {"optim": "lomo"},
     "optim='adalomo'": {"optim": "adalomo"},
     "optim='galore_adamw_layerwise'": {"optim": "galore_adamw_layerwise"},
@@ -56,8 +82,13 @@ def test_refusal_names_what_is_refused_and_what_to_use(named):
         fake_trainer(),
         fake_trainer(device="cuda"),
         fake_trainer(device="mps", optim="sgd"),
-        fake_trainer(fsdp_plugin=SimpleNamespace(fsdp_version=2)),
+        fake_trainer(fsdp_plugin=FSDP2),
         fake_trainer(parallelism=SimpleNamespace(cp_enabled=False, sp_enabled=False)),
+        fake_trainer(**UNEVEN),
+        fake_trainer(**UNEVEN, shared=True, drop_last=True),
+        fake_trainer(**UNEVEN | {"even_batches": True}, shared=True),
+        fake_trainer(**UNEVEN | {"m": 4}, shared=True),
+        fake_trainer(**UNEVEN | {"world_size": 1}, shared=True),
     ],
 )
 def test_the_rest_is_supported(trainer):
