@@ -36,9 +36,9 @@ def has_bucket_views(model: nn.Module) -> bool:
     return isinstance(module, DistributedDataParallel) and module.gradient_as_bucket_view
 
 
-def mark_used(model: nn.Module, used: Iterable[Tensor]) -> None:
+def mark_used(model: nn.Module, parameters: Sequence[Tensor]) -> None:
     """
-    Add zeros to the gradients of the parameters `used` so far, before a pass that reduces them.
+    Add zeros to the gradients of parameters that earlier passes used, before one that reduces them.
 
     With `find_unused_parameters`, DDP keeps a list of what was used since it last reduced, and leaves other gradients
     alone. A reduction in the middle of a window empties that list, so that what was accumulated before it would stay
@@ -46,7 +46,6 @@ def mark_used(model: nn.Module, used: Iterable[Tensor]) -> None:
     """
     module = _uncompiled(model)
     if isinstance(module, DistributedDataParallel) and module.find_unused_parameters:
-        parameters = list(used)
         torch.autograd.backward(parameters, [p.new_zeros(()).expand_as(p) for p in parameters])
 
 

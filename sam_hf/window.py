@@ -98,6 +98,7 @@ class Window:
         self._accumulated: dict[Tensor, Tensor] = {}
         self._ascent_gradient: dict[Tensor, Tensor] = {}
         self._used: dict[Tensor, None] = {}
+        self._reduced = False
         self._totals = _Totals()
 
     @property
@@ -293,7 +294,8 @@ class Window:
 
     def _sync(self, passes: Passes, enabled: bool) -> AbstractContextManager:
         if enabled:
-            mark_used(passes.model, self._used)
+            mark_used(passes.model, [p for p in self._used if self._reduced or p.grad is None])
+            self._reduced = True
         outer = self.is_complete or passes.sync_each_batch
         return gradient_sync(passes.model, enabled, outer, passes.gradient_state)
 
