@@ -67,6 +67,11 @@ def check_supported(trainer: Any) -> None:
             "dataloader_drop_last=True",
         ),
         (
+            bool(args.ddp_static_graph) and args.world_size > 1 and not trainer.sam_args.sam_sync_perturbation,
+            "ddp_static_graph=True, with which DDP has to reduce the first pass of all: ε is made of gradients that "
+            "are not reduced. Use sam_sync_perturbation=True, or ddp_find_unused_parameters=False instead",
+        ),
+        (
             _stands_over(trainer, _STATEFUL_TRAINERS),
             f"{type(trainer).__name__}, which draws new data at every training step. Use a trainer whose training "
             "step is one pass over the inputs it is given",

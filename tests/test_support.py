@@ -26,6 +26,7 @@ def fake_trainer(
     drop_last=False,
     m=None,
     shared=False,
+    static_graph=None,
 ) -> SimpleNamespace:
     return SimpleNamespace(
         args=SimpleNamespace(
@@ -33,6 +34,7 @@ def fake_trainer(
             device=SimpleNamespace(type=device),
             world_size=world_size,
             dataloader_drop_last=drop_last,
+            ddp_static_graph=static_graph,
             per_device_train_batch_size=4,
         ),
         accelerator=SimpleNamespace(
@@ -56,6 +58,7 @@ REFUSED = {
     "FSDP1 of old": {"fsdp_plugin": SimpleNamespace()},
     "context or sequence parallelism": {"parallelism": SimpleNamespace(cp_enabled=True, sp_enabled=False)},
     "context or sequence parallelism too": {"parallelism": SimpleNamespace(cp_enabled=False, sp_enabled=True)},
+    "ddp_static_graph=True": {"static_graph": True, "world_size": 2},
     "slices": {**UNEVEN, "shared": True},
     "slices too": {**UNEVEN, "fsdp_plugin": FSDP2},
     "optim='lomo'": {"optim": "lomo"},
@@ -84,6 +87,8 @@ def test_refusal_names_what_is_refused_and_what_to_use(named):
         fake_trainer(device="mps", optim="sgd"),
         fake_trainer(fsdp_plugin=FSDP2),
         fake_trainer(parallelism=SimpleNamespace(cp_enabled=False, sp_enabled=False)),
+        fake_trainer(static_graph=True),
+        fake_trainer(static_graph=True, world_size=2, shared=True),
         fake_trainer(**UNEVEN),
         fake_trainer(**UNEVEN, shared=True, drop_last=True),
         fake_trainer(**UNEVEN | {"even_batches": True}, shared=True),

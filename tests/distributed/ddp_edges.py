@@ -130,7 +130,8 @@ OWN_GROUPS = {"sam_m": MICRO_BATCH}
 SLICES = {"sam_m": 2}
 EVERY_BATCH = {"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}}
 UNEVEN = {"accelerator_config": {"even_batches": False}}
-FIND_UNUSED = {"ddp_find_unused_parameters": True}
+FIND_UNUSED = {"ddp_find_unused_parameters": True}  # Trainer's default
+ALL_USED = {"ddp_find_unused_parameters": False}  # lets DDP rebuild its buckets after the first reduction
 UNUSED = ("extra", "unused")
 
 # The first micro-batch of rank 0 cannot tell whether the loss is a mean
@@ -149,16 +150,17 @@ CASES = {
     "unused, routed": Case({**ACCUMULATED, **FIND_UNUSED, **OWN_GROUPS}, ("routed",)),
     "unused, routed, synchronised": Case({**ACCUMULATED, **FIND_UNUSED, **SLICES, **SHARED}, ("routed",)),
     "bucket views": Case({**ACCUMULATED, **OWN_GROUPS}, bucket_views=True),
-    "bucket views, slices": Case({**ACCUMULATED, **SLICES, **SHARED}, bucket_views=True),
+    "bucket views, slices": Case({**ALL_USED, **ACCUMULATED, **SLICES, **SHARED}, bucket_views=True),
     "bucket views, each batch": Case({**ACCUMULATED, **OWN_GROUPS, **EVERY_BATCH}, bucket_views=True),
     "bucket views, each batch, synchronised": Case(
-        {**ACCUMULATED, **OWN_GROUPS, **EVERY_BATCH, **SHARED}, bucket_views=True
+        {**ALL_USED, **ACCUMULATED, **OWN_GROUPS, **EVERY_BATCH, **SHARED}, bucket_views=True
     ),
-    "each batch, two steps": Case({**ACCUMULATED, **EVERY_BATCH, **SHARED, "sam_ascent_steps": 2}),
+    "each batch, two steps": Case({**ALL_USED, **ACCUMULATED, **EVERY_BATCH, **SHARED, "sam_ascent_steps": 2}),
     "compiled": Case({**ACCUMULATED, **OWN_GROUPS, "torch_compile": True, "torch_compile_backend": "eager"}),
+    "static graph": Case({"ddp_static_graph": True, **ALL_USED, **SHARED}),
     "statistics": Case(ACCUMULATED, ("norm",)),
     "statistics, synchronised": Case({**ACCUMULATED, **SHARED, **OWN_GROUPS}, ("norm",)),
-    "statistics, slices": Case({**ACCUMULATED, **SLICES}, ("norm",)),
+    "statistics, slices": Case({**ALL_USED, **ACCUMULATED, **SLICES}, ("norm",)),
     "NaN in the ascent": Case(not_finite=(0,)),
     "NaN in the ascent, synchronised": Case(SHARED, not_finite=(0,)),
     "NaN in all passes": Case(not_finite=(0, 1), exact=False),
