@@ -23,13 +23,15 @@ class Case:
         arguments: fields of SAMTrainingArguments.
         sizes: of DistributedConfig.
         adapters: LoRA adapters, which are replicated next to the shards.
-        trained: full names of sharded weights that are trained beside the adapters.
+        trained: full name of a sharded weight that is trained beside the adapters.
+        not_finite: the first ascent pass of rank 1's second update has a gradient that is not a number.
     """
 
     arguments: dict[str, Any] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=lambda: {"fsdp_size": RANKS})
     adapters: bool = False
     trained: str | None = None
+    not_finite: bool = False
 
 
 OWN_GROUPS = {"sam_m": MICRO_BATCH}
@@ -40,6 +42,7 @@ CASES = {
     "m = micro-batch": Case(OWN_GROUPS),
     "slices": Case({"sam_m": 2}),
     "two ascent steps": Case({"sam_ascent_steps": 2}),
+    "not finite on one rank": Case(not_finite=True),
     "hybrid": Case(sizes=HYBRID),
     "hybrid, m = micro-batch": Case(OWN_GROUPS, HYBRID),
     "adapters": Case(adapters=True),

@@ -17,6 +17,16 @@ from transformers.distributed import DistributedConfig
 from sam_hf import SAMTrainer, SAMTrainingArguments
 
 
+class NotFiniteOnOneRank(SAMTrainer):
+    passes = 0
+
+    def compute_loss(self, *args, **kwargs):
+        loss = super().compute_loss(*args, **kwargs)
+        self.passes += 1
+        first_of_the_second_update = self.passes == 2 * ACCUMULATION + 1
+        return loss * torch.nan if first_of_the_second_update and self.args.process_index == 1 else loss
+
+
 class WeightsAtStepEnd(TrainerCallback):
     def __init__(self):
         self.weights: list[torch.Tensor] = []
@@ -47,7 +57,8 @@ def run(name: str, case: Case, checkpoint: Path, out: Path) -> None:
     )
     model = load_model(checkpoint, case, distributed_config=DistributedConfig(**case.sizes))
     callback = WeightsAtStepEnd()
-    trainer = SAMTrainer(model=model, args=args, train_dataset=dataset(), callbacks=[callback])
+    trainer_class = NotFiniteOnOneRank if case.not_finite else SAMTrainer
+    trainer = trainer_class(model=model, args=args, train_dataset=dataset(), callbacks=[callback])
     trainer.train()
     kinds = {"sharded" if isinstance(p, DTensor) else "replicated" for p in trainable(model)}
     result = {"weights": torch.stack(callback.weights), "kinds": kinds, "log": trainer.state.log_history}

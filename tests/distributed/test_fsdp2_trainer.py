@@ -35,6 +35,7 @@ def test_equals_one_process_with_one_perturbation_for_all_ranks(folder, name):
         m=case.arguments.get("sam_m"),
         synchronised=True,
         steps=case.arguments.get("sam_ascent_steps", 1),
+        unperturbed=[(1, 1)] if case.not_finite else [],
     )
     for rank in result(folder, name):
         torch.testing.assert_close(rank["weights"], expected, rtol=1e-9, atol=1e-12)
@@ -57,3 +58,9 @@ def test_ranks_end_with_identical_weights(folder, name):
 )
 def test_parameters_are_of_the_kind_that_the_case_is_about(folder, name, kinds):
     assert all(rank["kinds"] == kinds for rank in result(folder, name))
+
+
+def test_an_ascent_that_is_not_finite_on_one_rank_is_skipped_on_all(folder):
+    for rank in result(folder, "not finite on one rank"):
+        skipped = [row["sam_skipped"] for row in rank["log"] if "sam_skipped" in row]
+        assert skipped == [0.0, 1.0, 0.0]
