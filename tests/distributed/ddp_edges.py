@@ -40,7 +40,7 @@ class Regression(nn.Module):
         prediction = self.second(hidden)
         if self.extra is not None and (x[:, 0] > FAR).any():
             prediction = prediction + self.extra(hidden)
-        if self.routed is not None and int(self.first.bias[0] * 1000) % 2:
+        if self.routed is not None and int(self.first.bias[0] * 250) % 2 == 0:
             prediction = prediction + self.routed(hidden)
         return {"loss": nn.functional.mse_loss(prediction.squeeze(-1), labels)}
 
@@ -147,7 +147,7 @@ CASES = {
     "unused, synchronised": Case({**ACCUMULATED, **FIND_UNUSED, **SHARED}, UNUSED),
     "unused, m = micro-batch": Case({**ACCUMULATED, **FIND_UNUSED, **OWN_GROUPS, **SHARED}, UNUSED),
     "unused, bucket views": Case({**ACCUMULATED, **FIND_UNUSED, **OWN_GROUPS, **SHARED}, UNUSED, bucket_views=True),
-    "unused, routed": Case({**ACCUMULATED, **FIND_UNUSED, **OWN_GROUPS}, ("routed",)),
+    "unused, routed": Case(FIND_UNUSED, ("routed",)),
     "unused, routed, synchronised": Case({**ACCUMULATED, **FIND_UNUSED, **SLICES, **SHARED}, ("routed",)),
     "bucket views": Case({**ACCUMULATED, **OWN_GROUPS}, bucket_views=True),
     "bucket views, slices": Case({**ALL_USED, **ACCUMULATED, **SLICES, **SHARED}, bucket_views=True),
