@@ -1,4 +1,4 @@
-"""What one pass covers, how passes are run, and which of them share a perturbation."""
+"""What one pass covers, and how passes are run."""
 
 from __future__ import annotations
 
@@ -87,26 +87,3 @@ class Passes:
     sync_each_batch: bool = False
     replay_random: bool = True
     hold_statistics: bool = True
-
-
-@dataclass
-class Grouping:
-    """m as Trainer's batches see it: micro-batches a group, or examples a group where a group is part of one."""
-
-    micro_batches: int | None = None
-    examples: int | None = None
-
-    @classmethod
-    def of(cls, m: int | None, micro_batch: int, data_parallel: int = 1) -> Grouping:
-        """
-        Args:
-            m (`int`, *optional*): examples a device that share a perturbation; `None`: the whole window.
-            micro_batch (`int`): examples a device of one micro-batch.
-            data_parallel (`int`, *optional*, defaults to `1`): devices of `nn.DataParallel`; they share their weights,
-                so they share ε too.
-        """
-        if m is None:
-            return cls()
-        if m >= micro_batch:
-            return cls(micro_batches=m // micro_batch)
-        return cls(examples=m * data_parallel)

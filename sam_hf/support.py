@@ -63,8 +63,8 @@ def check_supported(trainer: Any) -> None:
         (
             _slices_are_out_of_step(trainer),
             "slices (sam_m below per_device_train_batch_size, or sam_ascent_fraction) that share a perturbation "
-            "between devices whose last batches differ in size (even_batches=False): one would wait for the other. Use "
-            "dataloader_drop_last=True",
+            "between devices whose last batches differ in size (even_batches=False): one would wait for the other. "
+            "Use dataloader_drop_last=True",
         ),
         (
             bool(args.ddp_static_graph) and args.world_size > 1 and not trainer.sam_args.sam_sync_perturbation,

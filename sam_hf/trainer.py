@@ -19,9 +19,10 @@ from .argument_checks import check_sam_arguments
 from .batch_norm import statistics_frozen
 from .checkpoint_mixin import CheckpointMixin
 from .gradients import is_fsdp
+from .grouping import Grouping
 from .layout import Layout
 from .method_runner import MethodRunner
-from .passes import Grouping, Passes
+from .passes import Passes
 from .rounding import StochasticRounding
 from .running_means import RunningMeans
 from .schedules import Turn, progress_at, radius_at, turn_at

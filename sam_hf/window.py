@@ -15,7 +15,6 @@ aᵢ: ascent pass (aᵢ′: over some of its examples), dᵢ: descent pass, │:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -35,13 +34,13 @@ from .gradients import (
     take_gradients,
     without_gradient,
 )
+from .grouping import Grouping, Plan
 from .methods import Method, Point
-from .passes import Grouping, Passes, Piece
+from .passes import Passes, Piece
 from .perturbation import Perturbation
 from .rng import RandomState
 from .rounding import StochasticRounding
 from .running_means import RunningMeans
-from .slices import first_dimension, slice_examples
 from .update_gradient import combine
 
 
@@ -85,14 +84,9 @@ class Window:
         self.method = method
         self.radius = radius
         self.steps = steps
-        self.grouping = grouping
-        self.fraction = fraction
         self.rounding = rounding
         self.perturbation_ratio: Tensor | None = None
-        self._size = len(batches)
-        self._batches = list(batches) if fraction < 1 else []
-        self._position = 0
-        self._planned: list[Piece] = []
+        self._plan = Plan(batches, grouping, fraction)
         self._share: Tensor | float | None = None
         self._group: list[Piece] = []
         self._accumulated: dict[Tensor, Tensor] = {}
@@ -104,12 +98,12 @@ class Window:
     @property
     def is_complete(self) -> bool:
         """All micro-batches were passed over."""
-        return self._position >= self._size
+        return self._plan.is_complete
 
     @property
     def slices_batches(self) -> bool:
         """Losses over some of a micro-batch's examples are taken."""
-        return self.grouping.examples is not None or self.fraction < 1
+        return self._plan.slices_batches
 
     def step(self, passes: Passes, batch: dict[str, Any]) -> Tensor:
         """
@@ -119,8 +113,7 @@ class Window:
             `Tensor`: its loss at w, detached, as Trainer's own `training_step` would return it. Of its examples with
             an ascent pass, as if they were all of the group; 0 if it has none.
         """
-        self._position += 1
-        pieces = self._pieces(batch)
+        pieces = self._plan.pieces(batch)
         start = RandomState(passes.random_devices) if passes.replay_random and len(pieces) > 1 else None
         losses = []
         for piece in pieces:
@@ -133,7 +126,6 @@ class Window:
             with statistics_held(passes.normalisation):
                 passes.advance_random(batch)
         if self.is_complete:
-            self._batches.clear()
             if self.method.combines:
                 combine(self.method, self._ascent_gradient, passes, self._is_shared(passes))
                 self._ascent_gradient.clear()
@@ -149,43 +141,6 @@ class Window:
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         self._accumulated = {}
 
-    def _pieces(self, batch: dict[str, Any]) -> list[Piece]:
-        """The pieces of the next micro-batch."""
-        ends_window, size = self.is_complete, self.grouping.examples
-        if size is not None and (total := first_dimension(batch)) > size:
-            parts = [slice_examples(batch, start, min(start + size, total)) for start in range(0, total, size)]
-            pieces = [Piece(part, batch, part, ends_group=True) for part in parts]
-            pieces[-1].ends_window = ends_window
-            for piece in pieces:
-                self._plan_ascent([piece])
-            return pieces
-        if not self._planned:
-            per_group = 1 if size is not None else self.grouping.micro_batches or self._size
-            # Without a fraction nothing has to be known of the batches to come
-            coming = self._batches[self._position - 1 : self._position - 1 + per_group] if self._batches else [batch]
-            first = (self._position - 1) // per_group * per_group + 1
-            last = min(first + per_group - 1, self._size)
-            self._planned = [Piece(b, b, b) for b in coming]
-            for position, piece in enumerate(self._planned, self._position):
-                piece.ends_group, piece.ends_window = position == last, position == self._size
-            self._plan_ascent(self._planned)
-        return [self._planned.pop(0)]
-
-    def _plan_ascent(self, group: list[Piece]) -> None:
-        """Which examples of the group's pieces have an ascent pass: the first ⌈f·n⌉ of all n."""
-        if self.fraction == 1:
-            for piece in group:
-                piece.ends_ascent = piece.ends_group
-            return
-        sizes = [first_dimension(piece.inputs) for piece in group]
-        # Rounded first: 0.3 times 10 is above 3 in floating point
-        left = math.ceil(round(self.fraction * sum(sizes), 9))
-        for piece, size in zip(group, sizes, strict=True):
-            if left < size:
-                piece.ascent_inputs = slice_examples(piece.inputs, 0, left) if left > 0 else None
-            piece.ends_ascent = 0 < left <= size
-            left -= size
-
     def _ascent_pass(self, passes: Passes, piece: Piece) -> Tensor:
         """The pass over a piece at w. With an ascent fraction, over some of its examples or none."""
         if not self._group:
@@ -194,7 +149,7 @@ class Window:
             overwritten = passes.sync_perturbation and has_bucket_views(passes.model)
             self._accumulated = take_gradients(passes.all_parameters, by_value=overwritten)
             self._note_use(self._accumulated)
-            self._share = None if self.fraction == 1 else passes.ascent_share([piece, *self._planned])
+            self._share = None if self._plan.fraction == 1 else passes.ascent_share([piece, *self._plan.coming])
         self._group.append(piece)
         if piece.ascent_inputs is None:
             return passes.means.zero()
@@ -306,5 +261,5 @@ class Window:
         # Where an ascent was skipped the "perturbed" loss is none: leave the update out of both means
         blank = torch.where(skipped.any(), torch.nan, 0.0)
         means.add("sam_perturbed_loss", self._totals.perturbed_loss + blank)
-        if self.fraction == 1:  # else the two are losses of different examples
+        if self._plan.fraction == 1:  # else the two are losses of different examples
             means.add("sam_sharpness", self._totals.perturbed_loss - self._totals.loss + blank)

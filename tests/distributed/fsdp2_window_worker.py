@@ -15,9 +15,11 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
 
+from sam_hf.grouping import Grouping
 from sam_hf.methods import METHODS
+from sam_hf.passes import Passes
 from sam_hf.running_means import RunningMeans
-from sam_hf.window import Grouping, Passes, Piece, Window
+from sam_hf.window import Window
 
 
 def sharded(model: nn.Module) -> nn.Module:
@@ -54,9 +56,9 @@ class Loop:
         self._set_sync(enabled)
         self.synchronising = enabled
 
-    def forward_backward(self, piece: Piece, first: bool) -> torch.Tensor:
-        share = 1.0 if piece.whole is None else len(piece.inputs["labels"]) / len(piece.whole["labels"])
-        loss = self.model(**piece.inputs)["loss"] * share / ACCUMULATION
+    def forward_backward(self, inputs: dict, micro_batch: dict, counted: bool) -> torch.Tensor:
+        share = len(inputs["labels"]) / len(micro_batch["labels"])
+        loss = self.model(**inputs)["loss"] * share / ACCUMULATION
         loss.backward()
         return loss.detach()
 
@@ -67,11 +69,12 @@ class Loop:
             forward_backward=self.forward_backward,
             advance_random=lambda batch: None,
             perturbed=parameters,
-            trained=parameters,
+            all_parameters=parameters,
+            ascent_share=lambda pieces: 1.0,
             means=RunningMeans(torch.device("cpu")),
         )
         grouping = Grouping.of(self.case.m, MICRO_BATCH)
-        window = Window(ACCUMULATION, method=METHODS["sam"](), radius=RHO, steps=self.case.steps, grouping=grouping)
+        window = Window(batches, method=METHODS["sam"](), radius=RHO, steps=self.case.steps, grouping=grouping)
         before = shards(self.model)
         for i, batch in enumerate(batches):
             last = i == ACCUMULATION - 1

@@ -11,7 +11,7 @@ from ranks import leave
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from sam_hf.methods.base import dual_direction
+from sam_hf.methods.direction import dual_direction
 from sam_hf.norms import global_dot, global_norm
 from sam_hf.perturbation import Perturbation
 
