@@ -1,10 +1,12 @@
 """
-Time per update and peak memory of SAM against plain Trainer, on a model of MiniLM's size.
+Time per update and peak memory of every method against plain Trainer, on a model of MiniLM's size.
 
     python benchmarks/step_time.py --output benchmarks/results/step_time.json
 
-Time: the variants train in turn in one process, a few updates each, so that a machine whose speed drifts slows them
-alike; the ratio is taken round by round. Memory: the peak of one fresh process a variant.
+Time: the variants train in turn in one process, one update each and a whole interval where updates differ, so that a
+machine whose speed drifts slows them alike; the ratio is taken round by round. Without a GPU it is the CPU time of one
+thread. Memory: the peak of one fresh process a variant. nbar trains LoRA adapters: it is compared with plain training
+of these.
 """
 
 from __future__ import annotations
@@ -17,19 +19,30 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from environment import environment
+from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from sam_hf import SAMTrainer, SAMTrainingArguments
+from sam_hf.methods import METHODS
 
-VARIANTS = {
+# Arguments, and "updates" where one is not like the other
+VARIANTS: dict[str, dict[str, Any]] = {
     "none": {"sam_method": "none"},
-    "sam": {"sam_method": "sam"},
-    "sam, m = micro-batch, 2 micro-batches": {"sam_method": "sam", "gradient_accumulation_steps": 2},
+    **{method: {"sam_method": method} for method in METHODS if method not in ("looksam", "nbar")},
+    "looksam (every 5th update)": {"sam_method": "looksam", "updates": 5},
+    "sam, m = micro-batch, 2 micro-batches": {"gradient_accumulation_steps": 2, "sam_m": 16},
+    "sam, ascent fraction 1/4": {"sam_ascent_fraction": 0.25},
+    "sam, normalisation layers only": {"sam_target_modules": "norm"},
+    "sam, every 10th update": {"sam_interval": 10, "updates": 10},
+    "none, LoRA": {"sam_method": "none", "lora": True},
+    "nbar, LoRA": {"sam_method": "nbar", "lora": True},
 }
+BASELINES = {"nbar, LoRA": "none, LoRA"}
 
 
 class UpdateTimer(TrainerCallback):
@@ -48,31 +61,35 @@ class UpdateTimer(TrainerCallback):
     def _now() -> float:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        return time.perf_counter()
+            return time.perf_counter()
+        return time.process_time()
 
 
 def build(variant: str, options: argparse.Namespace, output_dir: str) -> tuple[SAMTrainer, UpdateTimer]:
     set_seed(0)
     config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
     settings = dict(VARIANTS[variant])
-    steps = settings.get("gradient_accumulation_steps", 1)
-    micro_batch = options.batch_size // steps
-    if steps > 1:
+    micro_batch = options.batch_size // settings.get("gradient_accumulation_steps", 1)
+    updates = max(options.updates, settings.pop("updates", 1))
+    lora = settings.pop("lora", False)
+    if "sam_m" in settings:
         settings["sam_m"] = micro_batch
     args = SAMTrainingArguments(
         output_dir,
         per_device_train_batch_size=micro_batch,
-        max_steps=options.updates,
+        max_steps=updates,
         save_strategy="no",
         logging_strategy="no",
         report_to=[],
         disable_tqdm=True,
         **settings,
     )
-    tokens = torch.randint(0, config.vocab_size, (options.batch_size * options.updates, options.length))
+    tokens = torch.randint(0, config.vocab_size, (options.batch_size * updates, options.length))
     data = [{"input_ids": row, "labels": index % 2} for index, row in enumerate(tokens)]
     timer = UpdateTimer()
     model = BertForSequenceClassification(config)
+    if lora:
+        model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"]))
     return SAMTrainer(model=model, args=args, train_dataset=data, callbacks=[timer]), timer
 
 
@@ -84,14 +101,14 @@ def time_in_turn(options: argparse.Namespace, output_dir: str) -> dict:
         for variant, (trainer, timer) in trainers.items():
             timer.seconds.clear()
             trainer.train()
-            row[variant] = statistics.median(timer.seconds)
+            row[variant] = statistics.mean(timer.seconds)
         rounds.append(row)
         print({variant: round(seconds, 3) for variant, seconds in row.items()}, flush=True)
     counted = rounds[1:]  # the first one warms up
     return {
         variant: {
             "seconds_per_update": spread([row[variant] for row in counted]),
-            "times_plain": spread([row[variant] / row["none"] for row in counted]),
+            "times_plain": spread([row[variant] / row[BASELINES.get(variant, "none")] for row in counted]),
         }
         for variant in VARIANTS
     }
@@ -108,7 +125,7 @@ def peak_memory(variant: str, options: argparse.Namespace, output_dir: str) -> d
         peak = torch.cuda.max_memory_allocated()
     else:
         peak = peak_resident_bytes()
-    weights = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
+    weights = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
     return {"peak_bytes": peak, "trained_bytes": weights}
 
 
@@ -125,8 +142,8 @@ def memory_by_process() -> dict:
     for variant in VARIANTS:
         answer = subprocess.run([*command, "--memory_of", variant], capture_output=True, text=True, check=True)
         result[variant] = json.loads(answer.stdout.splitlines()[-1])
-    plain = result["none"]["peak_bytes"]
-    for row in result.values():
+    for variant, row in result.items():
+        plain = result[BASELINES.get(variant, "none")]["peak_bytes"]
         row["copies_over_plain"] = (row["peak_bytes"] - plain) / row["trained_bytes"]
     return result
 
@@ -135,8 +152,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch_size", type=int, default=32, help="examples of one update")
     parser.add_argument("--length", type=int, default=128, help="tokens of one example")
-    parser.add_argument("--updates", type=int, default=3, help="updates a variant in each round")
-    parser.add_argument("--rounds", type=int, default=7, help="counted rounds")
+    parser.add_argument("--updates", type=int, default=1, help="updates a variant in each round, at least")
+    parser.add_argument("--rounds", type=int, default=5, help="counted rounds")
     parser.add_argument("--output", type=Path, help="result file")
     parser.add_argument("--memory_of", choices=list(VARIANTS), help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -49,7 +49,8 @@ def cost_table() -> str:
         rows.append(f"| {variant} | {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}) | {copies:.2f} |")
     note = (
         f"A BERT of MiniLM's size (22.7 M parameters), batch {settings['batch_size']}, length {settings['length']}, "
-        f"{settings['rounds']} rounds in turn; {machine(result['environment'])}."
+        f"{settings['rounds']} rounds in turn, CPU time; {machine(result['environment'])}. nbar is compared with "
+        "plain training of the same LoRA adapters."
     )
     return "\n".join([*rows, "", note])
 
