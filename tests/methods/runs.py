@@ -1,0 +1,142 @@
+"""One run of SAMTrainer and the same run of the reference, for every method and axis."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import reference
+import torch
+from reference_methods import Run, Update
+from tiny import flat, loss_of, perceptron, points, relative_difference, trainer_of, windows_of
+
+UPDATES, RHO = 6, 0.2
+OPTIMIZERS = {
+    "momentum": {"optim": "sgd", "optim_args": "momentum=0.9", "learning_rate": 0.05},
+    "adamw": {"optim": "adamw_torch", "learning_rate": 0.01, "weight_decay": 0.1},
+}
+
+
+def rates_of(schedule: str, base: float) -> list[float]:
+    """Trainer's `constant`, `linear` and `cosine` schedules without warmup."""
+    progress = [t / UPDATES for t in range(UPDATES)]
+    return {
+        "constant": [base for _ in progress],
+        "linear": [base * (1 - x) for x in progress],
+        "cosine": [base * (1 + math.cos(math.pi * x)) / 2 for x in progress],
+    }[schedule]
+
+
+def base_optimizer(settings: dict[str, Any], model) -> reference.SGD | reference.AdamW:
+    if settings["optim"] == "sgd":
+        return reference.SGD(momentum=0.9)
+    # Trainer's rule: no decay of biases and normalisation weights
+    decays = [
+        torch.full((p.numel(),), 0.0 if "bias" in name or "LayerNorm" in name else settings["weight_decay"])
+        for name, p in model.named_parameters()
+    ]
+    return reference.AdamW(torch.cat(decays).double())
+
+
+def coordinates(model, chosen) -> torch.Tensor:
+    """The flat boolean vector of the parameters whose name `chosen` accepts."""
+    return torch.cat([torch.full((p.numel(),), chosen(name)) for name, p in model.named_parameters()])
+
+
+def both(
+    output_dir,
+    method: str,
+    optimizer: str = "momentum",
+    *,
+    make_model=perceptron,
+    make_data=points,
+    weigh=reference.mean_of_means,
+    batch_size: int = 4,
+    accumulation: int = 2,
+    size: int | None = None,
+    perturbs=None,
+    options: dict[str, Any] | None = None,
+    lr_scheduler_type: str = "constant",
+    max_grad_norm: float = 0.0,
+    compute_loss_func=None,
+    targets: Any = "all",
+    trainer_options: dict[str, Any] | None = None,
+    **axes: Any,
+) -> tuple[Run, list[Update], Any]:
+    """
+    `axes` in the reference's names; `perturbs`: which parameter names its mask covers, `targets`: the argument that
+    says so; `trainer_options`: what the trainer is given beyond or in place of that.
+    """
+    settings = OPTIMIZERS[optimizer]
+    data = make_data(size or 2 * batch_size * accumulation)
+    model = make_model()
+    run = Run(
+        loss_of(model),
+        flat(model),
+        base_optimizer(settings, model),
+        batch_size,
+        UPDATES,
+        settings["learning_rate"],
+        axes.pop("rho", RHO),
+        method=method,
+        options=options or {},
+        mask=None if perturbs is None else coordinates(model, perturbs),
+        # asam's rule: the parameter's own name, not its module's
+        scaled=coordinates(model, lambda name: "weight" in name.rsplit(".", 1)[-1]),
+        max_grad_norm=max_grad_norm,
+        **axes,
+    )
+    windows = [weigh(window) for window in windows_of(data, batch_size, accumulation, UPDATES)]
+    rates = rates_of(lr_scheduler_type, settings["learning_rate"])
+    expected = [run.update([window], lr) for window, lr in zip(windows, rates, strict=True)]
+    arguments = {
+        "sam_method": method,
+        "sam_rho": run.rho,
+        "sam_p": run.p,
+        "sam_ascent_steps": run.k,
+        "sam_m": run.m,
+        "sam_rho_schedule": run.schedule,
+        "sam_rho_min": run.rho_min,
+        "sam_rho_warmup_ratio": run.warmup,
+        "sam_interval": run.interval,
+        "sam_start_ratio": run.start,
+        "sam_ascent_fraction": run.fraction,
+        "sam_target_modules": targets,
+        "sam_method_kwargs": options,
+        "per_device_train_batch_size": batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "max_steps": UPDATES,
+        "lr_scheduler_type": lr_scheduler_type,
+        "max_grad_norm": max_grad_norm,
+    }
+    given = arguments | settings | (trainer_options or {})
+    trainer = trainer_of(model, data, output_dir, compute_loss_func=compute_loss_func, **given)
+    trainer.train()
+    return run, expected, trainer
+
+
+def assert_agree(output_dir, method: str, optimizer: str = "momentum", **how: Any) -> tuple[Run, list[Update], Any]:
+    """Weights to 1e-9 after six updates, and what is logged of each of them."""
+    run, expected, trainer = both(output_dir, method, optimizer, **how)
+    assert trainer.state.global_step == UPDATES
+    assert relative_difference(run.w, flat(how.get("make_model", perceptron)())) > 1e-3
+    assert relative_difference(flat(trainer.model), run.w) < 1e-9
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["loss"] for entry in logged] == pytest.approx([update.loss for update in expected], rel=1e-6)
+    for entry, update in zip(logged, expected, strict=True):
+        assert_metrics(entry, update, comparable=run.fraction == 1.0)
+    return run, expected, trainer
+
+
+def assert_metrics(entry: dict[str, float], update: Update, comparable: bool) -> None:
+    if update.perturbed_loss is None:
+        assert "sam_sharpness" not in entry
+        return
+    assert entry["sam_rho"] == pytest.approx(update.rho, rel=1e-6)
+    assert entry["sam_perturbed_loss"] == pytest.approx(update.perturbed_loss, rel=1e-6)
+    assert ("sam_sharpness" in entry) == comparable
+    if comparable:
+        assert entry["sam_sharpness"] == pytest.approx(update.perturbed_loss - update.loss, rel=1e-4, abs=1e-7)
+    if "sam_grad_cosine" in entry:
+        assert entry["sam_grad_cosine"] == pytest.approx(update.cosine, rel=1e-5)

@@ -1,0 +1,181 @@
+"""Schedules, timing, the ascent's share of examples and the choice of parameters, on every method they apply to."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import reference
+import torch
+from reference_methods import DEFAULTS
+from runs import OPTIMIZERS, assert_agree, both
+from tiny import bert, perceptron, sentences, summed_cross_entropy
+from torch import nn
+
+from sam_hf.methods import METHODS
+
+KNOWN = [method for method in METHODS if method in DEFAULTS]
+TWO_PASSES = [method for method in KNOWN if method != "msam"]
+INTERVALS = {"looksam": 3}
+SCHEDULES = {
+    "linear": {"schedule": "linear"},
+    "linear to a minimum": {"schedule": "linear", "rho_min": 0.05},
+    "cosine": {"schedule": "cosine"},
+    "cosine to a minimum": {"schedule": "cosine", "rho_min": 0.05},
+    "learning rate": {"schedule": "lr", "rho_min": 0.05, "lr_scheduler_type": "linear"},
+    "constant learning rate": {"schedule": "lr", "rho_min": 0.05},
+    "warmup": {"schedule": "warmup", "warmup": 0.5},
+    "warmup over no whole update": {"schedule": "warmup", "warmup": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("method", [method for method in KNOWN if method != "looksam"])
+def test_schedules(tmp_path, method, name):
+    assert_agree(tmp_path, method, **SCHEDULES[name])
+
+
+@pytest.mark.parametrize("name", ["linear to a minimum", "learning rate"])
+def test_schedules_of_looksam(tmp_path, name):
+    assert_agree(tmp_path, "looksam", interval=2, **SCHEDULES[name])
+
+
+def test_radii_of_a_run(tmp_path):
+    """Straight from the formula, with the reference out of the way."""
+    _, _, trainer = both(tmp_path, "sam", schedule="cosine", rho=0.3, rho_min=0.1)
+    # ρ at the start, the minimum at the last of six updates
+    expected = [0.1 + 0.2 * (1 + math.cos(math.pi * t / 5)) / 2 for t in range(6)]
+    radii = [entry["sam_rho"] for entry in trainer.state.log_history if "loss" in entry]
+    assert radii == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("interval", "start"), [(2, 0.0), (3, 0.0), (1, 0.5), (2, 0.2), (3, 0.34)])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("method", KNOWN)
+def test_timing(tmp_path, method, optimizer, interval, start):
+    """From ⌈start·6⌉ on, of the run's updates 0, k, 2k, …; looksam is plain until it has a direction."""
+    _, expected, _ = assert_agree(tmp_path, method, optimizer, interval=interval, start=start)
+    first = {0.0: 0, 0.5: 3, 0.2: 2, 0.34: 3}[start]
+    sam_updates = [t for t, update in enumerate(expected) if update.rho]
+    assert sam_updates == [t for t in range(6) if t % interval == 0 and t >= first]
+
+
+def test_means_are_over_sam_updates(tmp_path):
+    how = {"interval": 2, "schedule": "linear", "rho_min": 0.05}
+    _, expected, trainer = both(tmp_path, "sam", trainer_options={"logging_steps": 3}, **how)
+    first, second = [entry for entry in trainer.state.log_history if "loss" in entry]
+    rho = [update.rho for update in expected]
+    assert first["sam_rho"] == pytest.approx((rho[0] + rho[2]) / 2, rel=1e-6)
+    assert second["sam_rho"] == pytest.approx(rho[4], rel=1e-6)
+    perturbed = (expected[0].perturbed_loss + expected[2].perturbed_loss) / 2
+    assert first["sam_perturbed_loss"] == pytest.approx(perturbed, rel=1e-6)
+    assert first["loss"] == pytest.approx(sum(update.loss for update in expected[:3]) / 3, rel=1e-6)
+
+
+def test_looksam_takes_its_second_pass_every_fifth_update_unless_told_otherwise(tmp_path):
+    assert_agree(tmp_path, "looksam", interval=5, trainer_options={"sam_interval": None})
+
+
+@pytest.mark.parametrize(("method", "rho"), [("sam", 0.05), ("asam", 0.5)])
+def test_published_radius_by_default(tmp_path, method, rho):
+    assert_agree(tmp_path, method, rho=rho, trainer_options={"sam_rho": None})
+
+
+# Examples of the ascent gradient: inside the one micro-batch; whole micro-batches, others without an ascent pass; one
+# and a half micro-batches; of each group
+FRACTIONS = [
+    {"fraction": 0.25, "batch_size": 8, "accumulation": 1},
+    {"fraction": 0.5, "batch_size": 8, "accumulation": 1},
+    {"fraction": 0.25, "batch_size": 2, "accumulation": 4},
+    {"fraction": 0.5, "batch_size": 2, "accumulation": 4},
+    {"fraction": 0.3, "batch_size": 2, "accumulation": 4},
+    {"fraction": 0.5, "m": 4},
+    {"fraction": 0.5, "m": 2},
+    {"fraction": 0.6, "m": 4, "batch_size": 2, "accumulation": 4},
+]
+
+
+@pytest.mark.parametrize("how", FRACTIONS, ids=str)
+@pytest.mark.parametrize("method", TWO_PASSES)
+def test_fraction(tmp_path, method, how):
+    assert_agree(tmp_path, method, interval=INTERVALS.get(method, 1), **how)
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.75])
+@pytest.mark.parametrize("method", ["sam", "wsam", "fsam"])
+def test_fraction_of_a_loss_that_is_a_sum(tmp_path, method, fraction):
+    """Windows of 4+4 and 4+3 examples: 6 and 6 of them, or 4 and 4."""
+    how = {"weigh": reference.equal_weights, "compute_loss_func": summed_cross_entropy, "size": 15}
+    assert_agree(tmp_path, method, "adamw", fraction=fraction, **how)
+
+
+def test_fraction_of_losses_that_trainer_adds_up(tmp_path):
+    model = {"make_model": bert, "make_data": sentences, "weigh": reference.sum_of_means}
+    assert_agree(tmp_path, "gsam", fraction=0.375, batch_size=2, accumulation=4, **model)
+
+
+def test_fraction_is_the_decimal_number(tmp_path):
+    # In floats .28 · 25 is above 7
+    assert_agree(tmp_path, "sam", fraction=0.28, batch_size=25, accumulation=1)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_every_ascent_step_sees_the_same_share(tmp_path, k):
+    assert_agree(tmp_path, "sam", fraction=0.3, k=k, batch_size=2, accumulation=4)
+
+
+BERT = {"make_model": bert, "make_data": sentences, "weigh": reference.sum_of_means, "batch_size": 2}
+TARGETS = {
+    "norm": ("norm", lambda name: "LayerNorm" in name),
+    "no norm": ("no_norm", lambda name: "LayerNorm" not in name),
+    "regex": (r".*attention\.self", lambda name: ".attention.self." in name),
+    "regex of modules with parameters": (r"bert\.(pooler|embeddings)\..*", lambda n: "pooler" in n or "embed" in n),
+    "suffixes": (["query", "output.dense"], lambda n: ".query." in n or ".output.dense." in n),
+    "a list of one": (["classifier"], lambda name: name.startswith("classifier.")),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("method", KNOWN)
+def test_target_modules(tmp_path, method, target):
+    targets, perturbs = TARGETS[target]
+    interval = INTERVALS.get(method, 1)
+    assert_agree(tmp_path, method, "adamw", targets=targets, perturbs=perturbs, interval=interval, **BERT)
+
+
+@pytest.mark.parametrize("method", KNOWN)
+def test_parameters_that_are_not_perturbed_on_plain_updates(tmp_path, method):
+    targets, perturbs = TARGETS["norm"]
+    assert_agree(tmp_path, method, targets=targets, perturbs=perturbs, interval=2, start=0.3, **BERT)
+
+
+@pytest.mark.parametrize("given", [["layer_norm"], "bert", ["norm"]], ids=str)
+def test_target_modules_are_not_parts_of_names(tmp_path, given):
+    """A string is a full match of a module's name, a list holds whole components; `bert` is all below it."""
+    if given == "bert":
+        assert_agree(tmp_path, "sam", targets=given, perturbs=lambda name: name.startswith("bert."), **BERT)
+    else:
+        with pytest.raises(ValueError, match="sam_target_modules"):
+            both(tmp_path, "sam", targets=given, **BERT)
+
+
+def test_regex_that_matches_no_whole_name(tmp_path):
+    with pytest.raises(ValueError, match="sam_target_modules"):
+        both(tmp_path, "sam", targets="encoder", **BERT)
+
+
+class Scaled(nn.Module):
+    """asam looks at parameters' own names: `weight_scale` is one, `weights.bias` only lives in a module called so."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.Linear(6, 6)
+        self.weight_scale = nn.Parameter(torch.linspace(0.5, 1.5, 6))
+        self.shift = nn.Parameter(torch.linspace(-2.0, 2.0, 6))
+
+    def forward(self, x):
+        return self.weights(x) * self.weight_scale + self.shift
+
+
+def test_asam_goes_by_the_parameters_own_name(tmp_path):
+    assert_agree(tmp_path, "asam", make_model=lambda: perceptron(Scaled), rho=1.0)
