@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,13 @@ import torch
 # `tiny` and `reference` for the tests in folders too
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    # Accelerate collects garbage at the start of every training run: a quarter of a second over all that torch and
+    # transformers keep alive, ten times what a tiny model trains for
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):
