@@ -143,6 +143,7 @@ def test_exception_in_any_pass(tmp_path, method, where):
         assert_same(snapshot(model), at["begin"])
         assert [p.requires_grad for p in model.parameters()] == flags
         model.load_state_dict(start)
+        trainer.optimizer = trainer.lr_scheduler = None  # Trainer would go on with the moments it has
         trainer.train()
         assert_same(snapshot(model), snapshot(fresh))
 
@@ -214,7 +215,8 @@ def test_nothing_depends_on_the_loss_scale(tmp_path, method):
     # Powers of two scale floating-point numbers without rounding them
     runs = []
     for scale in (None, 2.0**4, 2.0**14):
-        model, trainer = run_of(method, tmp_path)
+        # Unscaling before clipping is for accelerate's own mixed precision alone
+        model, trainer = run_of(method, tmp_path, max_grad_norm=0.0)
         if scale is not None:
             # accelerate makes no scaler on the CPU; `prepare` hands this one to the optimizer
             trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
@@ -224,7 +226,9 @@ def test_nothing_depends_on_the_loss_scale(tmp_path, method):
     for model, logged in scaled:
         assert_same(snapshot(model), snapshot(unscaled))
         for entry, other in zip(logged, expected, strict=True):
-            assert entry == pytest.approx(other, rel=1e-5)
+            assert entry.keys() == other.keys()
+            same = entry.keys() - {"grad_norm"}  # which Trainer logs with the scale in it
+            assert {key: entry[key] for key in same} == pytest.approx({key: other[key] for key in same}, rel=1e-5)
 
 
 @pytest.mark.parametrize("method", PERTURBING)
