@@ -1,0 +1,192 @@
+"""Values and combinations that have no meaning: each refused with the names of what does not go together."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tiny import Perceptron, bert, perceptron, points, sentences, trainer_of
+from transformers import default_data_collator
+
+from sam_hf import SAMArguments, SAMTrainingArguments
+
+WRONG = [
+    ("sam_rho_schedule", "step"),
+    ("sam_rho_schedule", None),
+    ("sam_rho_schedule", "auto"),
+    ("sam_rho_min", -0.1),
+    ("sam_rho_min", math.nan),
+    ("sam_rho_min", math.inf),
+    ("sam_rho_min", "small"),
+    ("sam_rho_warmup_ratio", -0.1),
+    ("sam_rho_warmup_ratio", 1.5),
+    ("sam_rho_warmup_ratio", math.nan),
+    ("sam_interval", 0),
+    ("sam_interval", -2),
+    ("sam_interval", 2.5),
+    ("sam_interval", True),
+    ("sam_start_ratio", -0.1),
+    ("sam_start_ratio", 1.5),
+    ("sam_start_ratio", math.nan),
+    ("sam_start_ratio", "half"),
+    ("sam_ascent_fraction", 0.0),
+    ("sam_ascent_fraction", -0.5),
+    ("sam_ascent_fraction", 1.5),
+    ("sam_ascent_fraction", math.nan),
+    ("sam_ascent_fraction", True),
+    ("sam_target_modules", "(unclosed"),
+    ("sam_target_modules", []),
+    ("sam_target_modules", 3),
+    ("sam_target_modules", None),
+    ("sam_target_modules", ["query", 3]),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_wrong_value(name, value):
+    with pytest.raises(ValueError) as error:
+        SAMArguments(**{name: value})
+    message = str(error.value)
+    assert f"{name}={value!r}" in message
+    assert "\n" not in message
+
+
+OPTIONS = [
+    ("asam", {"eta": -0.1}, "eta"),
+    ("asam", {"eta": "small"}, "eta"),
+    ("asam", {"alpha": 0.1}, "alpha"),
+    ("gsam", {"alpha": math.nan}, "alpha"),
+    ("gsam", {"alpah": 0.1}, "alpah"),
+    ("wsam", {"gamma": 1.0}, "gamma"),
+    ("wsam", {"gamma": 1.5}, "gamma"),
+    ("wsam", {"decouple": "maybe"}, "decouple"),
+    ("fsam", {"lambda": 1.5}, "lambda"),
+    ("fsam", {"lambda": -0.5}, "lambda"),
+    ("fsam", {"sigma": math.inf}, "sigma"),
+    ("vasso", {"theta": 1.5}, "theta"),
+    ("vasso", {"theta": None}, "theta"),
+    ("looksam", {"alpha": math.inf}, "alpha"),
+    ("looksam", {"k": 5}, "k"),
+    ("sam", {"eta": 0.1}, "eta"),
+    ("msam", {"beta": 0.1}, "beta"),
+    ("nbar", {"rho": 0.1}, "rho"),
+    ("nbar", {"alpha": -1.0}, "alpha"),
+]
+
+
+@pytest.mark.parametrize(("method", "options", "named"), OPTIONS, ids=str)
+def test_option_that_the_method_does_not_have_or_cannot_take(method, options, named):
+    with pytest.raises(ValueError) as error:
+        SAMArguments(sam_method=method, sam_method_kwargs=options)
+    message = str(error.value)
+    assert "sam_method_kwargs" in message and method in message and named in message
+    assert "\n" not in message
+
+
+def test_message_lists_the_options_that_there_are():
+    with pytest.raises(ValueError, match=r"sigma.*lambda|lambda.*sigma"):
+        SAMArguments(sam_method="fsam", sam_method_kwargs={"rho": 0.1})
+
+
+@pytest.mark.parametrize("given", ['{"alpha": 0.1', "alpha=0.1", "[1]", 3, ["alpha"]], ids=str)
+def test_options_that_are_no_dict(given):
+    with pytest.raises(ValueError, match="sam_method_kwargs"):
+        SAMArguments(sam_method="gsam", sam_method_kwargs=given)
+
+
+def test_options_as_json():
+    SAMArguments(sam_method="fsam", sam_method_kwargs='{"sigma": 0.5, "lambda": 0.8}')
+    SAMArguments(sam_method="fsam", sam_method_kwargs={})
+
+
+# Micro-batches of 8
+COMBINATIONS = [
+    ("msam", {"sam_ascent_steps": 2}),
+    ("msam", {"sam_p": 3.0}),
+    ("msam", {"sam_m": 8}),
+    ("msam", {"sam_ascent_fraction": 0.5}),
+    ("fsam", {"sam_ascent_steps": 2}),
+    ("fsam", {"sam_p": math.inf}),
+    ("vasso", {"sam_ascent_steps": 3}),
+    ("vasso", {"sam_p": 1.5}),
+    ("asam", {"sam_p": 3.0}),
+    ("nbar", {"sam_rho": 0.1}),
+    ("nbar", {"sam_rho": 0.0}),
+    ("nbar", {"sam_rho_schedule": "linear"}),
+    ("nbar", {"sam_p": 3.0}),
+    ("nbar", {"sam_ascent_steps": 2}),
+    ("nbar", {"sam_m": 8}),
+    ("nbar", {"sam_ascent_fraction": 0.5}),
+    ("nbar", {"sam_target_modules": "norm"}),
+]
+
+
+@pytest.mark.parametrize(("method", "options"), COMBINATIONS, ids=str)
+def test_combination(method, options):
+    (name,) = options
+    with pytest.raises(ValueError) as error:
+        SAMTrainingArguments("out", sam_method=method, gradient_accumulation_steps=2, **options)
+    message = str(error.value)
+    assert name in message and repr(method).strip("'") in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("method", ["sam", "gsam", "wsam", "looksam"])
+def test_combination_that_has_a_meaning(method):
+    SAMArguments(sam_method=method, sam_p=3.0, sam_ascent_steps=2, sam_ascent_fraction=0.5, sam_interval=2)
+    SAMArguments(sam_method="asam", sam_ascent_steps=2)
+
+
+def test_combination_that_a_search_sets(tmp_path):
+    """Between the trainer's making and its training."""
+    trainer = trainer_of(perceptron(), points(8), tmp_path, sam_method="fsam")
+    trainer.args.sam_ascent_steps = 2
+    with pytest.raises(ValueError, match=r"sam_ascent_steps.*fsam|fsam.*sam_ascent_steps"):
+        trainer.train()
+
+
+# Trainer's own names; the first without momentum, the others with no first moment as such
+@pytest.mark.parametrize("optim", [{"optim": "sgd"}, {"optim": "adafactor"}, {"optim": "rmsprop"}], ids=str)
+def test_momentum_sam_without_a_momentum(tmp_path, optim):
+    with pytest.raises(ValueError, match="msam") as error:
+        trainer_of(perceptron(), points(8), tmp_path, sam_method="msam", **optim).train()
+    assert "\n" not in str(error.value)
+
+
+def test_balancedness_without_adapters(tmp_path):
+    with pytest.raises(ValueError, match="nbar") as error:
+        trainer_of(bert(), sentences(8), tmp_path, sam_method="nbar").train()
+    assert "LoRA" in str(error.value)
+
+
+def test_balancedness_of_other_adapters(tmp_path):
+    peft = pytest.importorskip("peft")
+    config = peft.IA3Config(task_type="SEQ_CLS", target_modules=["query"], feedforward_modules=[])
+    with pytest.raises(ValueError, match="LoRA"):
+        trainer_of(peft.get_peft_model(bert(), config), sentences(8), tmp_path, sam_method="nbar").train()
+
+
+@pytest.mark.parametrize("targets", ["no_such_module", ["no_such_module"], "norm"], ids=str)
+def test_targets_that_match_nothing(tmp_path, targets):
+    """The perceptron has no normalisation layers."""
+    with pytest.raises(ValueError, match="sam_target_modules"):
+        trainer_of(perceptron(), points(8), tmp_path, sam_target_modules=targets).train()
+
+
+def packed(examples):
+    """A batch with an input whose first dimension is not the number of examples."""
+    return default_data_collator(examples) | {"lengths": torch.tensor([len(examples)])}
+
+
+class PackedPerceptron(Perceptron):
+    def forward(self, x, labels=None, lengths=None):
+        return super().forward(x, labels)
+
+
+def test_a_share_of_inputs_that_cannot_be_cut(tmp_path):
+    options = {"sam_ascent_fraction": 0.5, "remove_unused_columns": False}
+    trainer = trainer_of(PackedPerceptron().double(), points(8), tmp_path, **options)
+    trainer.data_collator = packed
+    with pytest.raises(ValueError, match=r"sam_ascent_fraction.*lengths"):
+        trainer.train()
