@@ -26,6 +26,23 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "msam": {},
 }
 
+# Fields of `Run` and the package's names for them; `options` and `mask` are said in other ways there
+ARGUMENTS = {
+    "method": "sam_method",
+    "rho": "sam_rho",
+    "p": "sam_p",
+    "k": "sam_ascent_steps",
+    "m": "sam_m",
+    "schedule": "sam_rho_schedule",
+    "rho_min": "sam_rho_min",
+    "warmup": "sam_rho_warmup_ratio",
+    "interval": "sam_interval",
+    "start": "sam_start_ratio",
+    "fraction": "sam_ascent_fraction",
+    "synchronised": "sam_sync_perturbation",
+    "options": "sam_method_kwargs",
+}
+
 
 def ceil_of_product(share: float, count: int) -> int:
     """⌈share·count⌉ of the decimal number that was written down: 0.55·20 is 11 and not 12, as floats have it."""

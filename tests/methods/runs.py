@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import reference
 import torch
-from reference_methods import Run, Update
+from reference_methods import ARGUMENTS, Run, Update
 from tiny import flat, loss_of, perceptron, points, relative_difference, trainer_of, windows_of
 
 UPDATES, RHO = 6, 0.2
@@ -91,26 +91,17 @@ def both(
     rates = rates_of(lr_scheduler_type, settings["learning_rate"])
     expected = [run.update([window], lr) for window, lr in zip(windows, rates, strict=True)]
     arguments = {
-        "sam_method": method,
-        "sam_rho": run.rho,
-        "sam_p": run.p,
-        "sam_ascent_steps": run.k,
-        "sam_m": run.m,
-        "sam_rho_schedule": run.schedule,
-        "sam_rho_min": run.rho_min,
-        "sam_rho_warmup_ratio": run.warmup,
-        "sam_interval": run.interval,
-        "sam_start_ratio": run.start,
-        "sam_ascent_fraction": run.fraction,
         "sam_target_modules": targets,
-        "sam_method_kwargs": options,
         "per_device_train_batch_size": batch_size,
         "gradient_accumulation_steps": accumulation,
         "max_steps": UPDATES,
         "lr_scheduler_type": lr_scheduler_type,
         "max_grad_norm": max_grad_norm,
     }
-    given = arguments | settings | (trainer_options or {})
+    axes_given = {argument: getattr(run, name) for name, argument in ARGUMENTS.items()} | {
+        "sam_method_kwargs": options
+    }
+    given = axes_given | arguments | settings | (trainer_options or {})
     trainer = trainer_of(model, data, output_dir, compute_loss_func=compute_loss_func, **given)
     trainer.train()
     return run, expected, trainer
