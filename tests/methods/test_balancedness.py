@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import reference
 import torch
@@ -24,6 +26,10 @@ def trainable(model):
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def strength(schedule: str, progress: float) -> float:
+    return {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}[schedule]
+
+
 def by_hand(model, data, settings, alpha, schedule="constant", max_grad_norm=0.0) -> torch.Tensor:
     """The trained parameters after all updates, as one vector."""
     names, shapes = list(trainable(model)), [p.shape for p in trainable(model).values()]
@@ -43,11 +49,10 @@ def by_hand(model, data, settings, alpha, schedule="constant", max_grad_norm=0.0
         decay = [torch.full((s.numel(),), 0.0 if "bias" in n else 0.1) for n, s in zip(names, shapes, strict=True)]
         optimizer = reference.AdamW(torch.cat(decay).double())
     rates = rates_of(settings["lr_scheduler_type"], settings["learning_rate"])
-    for window, lr in zip(windows_of(data, 4, 2, UPDATES), rates, strict=True):
+    for t, (window, lr) in enumerate(zip(windows_of(data, 4, 2, UPDATES), rates, strict=True)):
         examples = [example for micro_batch in reference.sum_of_means(window) for example in micro_batch]
         g = reference.clip(reference.value_and_gradient(loss, w, examples)[1], max_grad_norm)
-        t = rates.index(lr) if len(set(rates)) > 1 else 0
-        now = {"constant": alpha, "linear": alpha * (1 - t / (UPDATES - 1))}[schedule]
+        now = alpha * strength(schedule, t / UPDATES)
         for name in names:
             if "lora_A" in name:
                 a, b = places[name], places[name.replace("lora_A", "lora_B")]
@@ -56,14 +61,16 @@ def by_hand(model, data, settings, alpha, schedule="constant", max_grad_norm=0.0
     return w
 
 
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("lr_scheduler_type", ["constant", "linear"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_update_of_the_formula(tmp_path, optimizer, lr_scheduler_type):
+def test_update_of_the_formula(tmp_path, optimizer, lr_scheduler_type, schedule):
     settings = OPTIMIZERS[optimizer] | {"lr_scheduler_type": lr_scheduler_type}
     model, data = adapted(), sentences(16)
-    expected = by_hand(model, data, settings, alpha=0.5, max_grad_norm=1.0)
+    expected = by_hand(model, data, settings, 0.5, schedule, max_grad_norm=1.0)
     before = nn.utils.parameters_to_vector(trainable(model).values()).detach().clone()
-    options = settings | {"sam_method": "nbar", "sam_method_kwargs": {"alpha": 0.5}, "max_grad_norm": 1.0}
+    kwargs = {"alpha": 0.5, "schedule": schedule}
+    options = settings | {"sam_method": "nbar", "sam_method_kwargs": kwargs, "max_grad_norm": 1.0}
     trainer_of(model, data, tmp_path, gradient_accumulation_steps=2, **options).train()
     after = nn.utils.parameters_to_vector(trainable(model).values()).detach()
     assert relative_difference(after, before) > 1e-3

@@ -80,7 +80,9 @@ def test_option_that_the_method_does_not_have_or_cannot_take(method, options, na
     with pytest.raises(ValueError) as error:
         SAMArguments(sam_method=method, sam_method_kwargs=options)
     message = str(error.value)
-    assert "sam_method_kwargs" in message and method in message and named in message
+    assert "sam_method_kwargs" in message and named in message
+    (value,) = options.values()
+    assert method in message or repr(value) in message
     assert "\n" not in message
 
 
