@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-_INSTEAD = "Give a sam_m that is a multiple of per_device_train_batch_size."
+_CANNOT = "sam_ascent_fraction and sam_m cannot cut this batch into examples"
+_INSTEAD = "Leave sam_ascent_fraction out, and give a sam_m that is a multiple of per_device_train_batch_size."
 
 
 def first_dimension(batch: Mapping[str, Any]) -> int:
@@ -24,11 +25,11 @@ def first_dimension(batch: Mapping[str, Any]) -> int:
             examples, first_key = tensor.shape[0], key
         elif tensor.shape[0] != examples:
             raise ValueError(
-                f"sam_m cannot cut this batch into examples: the first dimension of {key!r} is {tensor.shape[0]}, "
-                f"that of {first_key!r} is {examples}. {_INSTEAD}"
+                f"{_CANNOT}: the first dimension of {key!r} is {tensor.shape[0]}, that of {first_key!r} is {examples}. "
+                f"{_INSTEAD}"
             )
     if examples is None:
-        raise ValueError("sam_m cannot cut this batch into examples: it holds no tensor with a first dimension.")
+        raise ValueError(f"{_CANNOT}: it holds no tensor with a first dimension.")
     return examples
 
 
@@ -48,8 +49,6 @@ def _tensors(batch: Mapping[str, Any], prefix: str = ""):
         if isinstance(value, Mapping):
             yield from _tensors(value, f"{prefix}{key}.")
         elif isinstance(value, (list, tuple)) and value and isinstance(value[0], Tensor):
-            raise ValueError(
-                f"sam_m cannot cut this batch into examples: {prefix}{key!r} is a list of tensors. {_INSTEAD}"
-            )
+            raise ValueError(f"{_CANNOT}: {prefix}{key!r} is a list of tensors. {_INSTEAD}")
         elif isinstance(value, Tensor) and value.dim() > 0:
             yield f"{prefix}{key}", value

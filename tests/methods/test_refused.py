@@ -38,7 +38,6 @@ WRONG = [
     ("sam_target_modules", "(unclosed"),
     ("sam_target_modules", []),
     ("sam_target_modules", 3),
-    ("sam_target_modules", None),
     ("sam_target_modules", ["query", 3]),
 ]
 
