@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..norms import global_norm, local
+from ..norms import global_norm, local, wide
 from .base import Cost, Method, Option
 
 _NO_PERTURBATION = "it perturbs no weights"
@@ -42,7 +42,7 @@ class NBAR(Method):
     summary = "Balances LoRA's A and B as SAM would, without a second pass."
     cost = Cost(passes="1", memory="0")
     options = {
-        "alpha": Option(0.2, "strength, times the learning rate", "a number >= 0", lambda x: x >= 0),
+        "alpha": Option(0.2, "strength, times the learning rate", "a finite number >= 0", lambda x: x >= 0),
         "schedule": Option("linear", "how α decays over training", ", ".join(_SCHEDULES), lambda x: x in _SCHEDULES),
     }
     refuses = dict.fromkeys(
@@ -86,7 +86,8 @@ class NBAR(Method):
             if a.grad is None or b.grad is None or a not in rates:
                 continue
             norm_a, norm_b = global_norm([a.grad]), global_norm([b.grad])
-            change = torch.where(norm_a >= norm_b, 1.0, -1.0) * (self._strength * rates[a])
+            sign = torch.where(norm_a >= norm_b, 1.0, -1.0).to(wide(a.dtype))
+            change = sign * (self._strength * rates[a])
             local(a).mul_((1 + change).to(a.device, a.dtype))
             local(b).mul_((1 - change).to(b.device, b.dtype))
 

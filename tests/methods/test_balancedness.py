@@ -52,7 +52,7 @@ def by_hand(model, data, settings, alpha, schedule="constant", max_grad_norm=0.0
     for t, (window, lr) in enumerate(zip(windows_of(data, 4, 2, UPDATES), rates, strict=True)):
         examples = [example for micro_batch in reference.sum_of_means(window) for example in micro_batch]
         g = reference.clip(reference.value_and_gradient(loss, w, examples)[1], max_grad_norm)
-        now = alpha * strength(schedule, t / UPDATES)
+        now = alpha * strength(schedule, t / (UPDATES - 1))
         for name in names:
             if "lora_A" in name:
                 a, b = places[name], places[name.replace("lora_A", "lora_B")]
