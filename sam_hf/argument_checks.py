@@ -114,7 +114,10 @@ def _check_for_method(args: SAMArguments, method: Any) -> None:
             allowed = ", ".join(method.options) or "nothing"
             raise ValueError(f"sam_method_kwargs has {name!r}: sam_method={method.name!r} takes {allowed}.")
         kind = bool if isinstance(option.default, bool) else str if isinstance(option.default, str) else Real
-        if not isinstance(value, kind) or (kind is Real and isinstance(value, bool)) or not option.accepts(value):
+        fits = isinstance(value, kind)
+        if kind is Real:
+            fits = fits and not isinstance(value, bool) and math.isfinite(value)
+        if not fits or not option.accepts(value):
             raise ValueError(
                 f"sam_method_kwargs has {name}={value!r}, which is not allowed: it must be {option.allowed}."
             )

@@ -32,7 +32,7 @@ class ASAM(Method):
     cost = Cost(passes="k + 1", memory="1")
     default_rho = 0.5
     options = {
-        "eta": Option(0.01, "added to |w|, so that weights of zero move too", "a number >= 0", lambda x: x >= 0)
+        "eta": Option(0.01, "added to |w|, so that weights of zero move too", "a finite number >= 0", lambda x: x >= 0)
     }
     refuses = {"sam_p": "its ball is an ellipsoid (p = 2)"}
     eta: float

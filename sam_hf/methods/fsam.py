@@ -33,7 +33,7 @@ class FriendlySAM(Method):
     default_rho = 0.05
     keeps_state = True
     options = {
-        "sigma": Option(1.0, "share of the average that is taken off", "a number >= 0", lambda x: x >= 0),
+        "sigma": Option(1.0, "share of the average that is taken off", "a finite number >= 0", lambda x: x >= 0),
         "lambda": Option(0.9, "decay of the average", "a number with 0 <= λ < 1", lambda x: 0 <= x < 1),
     }
     refuses = {

@@ -33,7 +33,9 @@ class GSAM(Method):
     cost = Cost(passes="k + 1", memory="1, and the ascent gradient")
     default_rho = 0.05
     options = {
-        "alpha": Option(0.4, "share of g at right angles to s that is taken off", "a number >= 0", lambda x: x >= 0)
+        "alpha": Option(
+            0.4, "share of g at right angles to s that is taken off", "a finite number >= 0", lambda x: x >= 0
+        )
     }
     combines = True
     alpha: float

@@ -37,7 +37,7 @@ class LookSAM(Method):
     keeps_state = True
     state_is_shared = True
     default_interval = 5
-    options = {"alpha": Option(0.7, "weight of the part that is reused", "a number >= 0", lambda x: x >= 0)}
+    options = {"alpha": Option(0.7, "weight of the part that is reused", "a finite number >= 0", lambda x: x >= 0)}
     combines = True
     reuses = True
     alpha: float

@@ -206,8 +206,8 @@ def test_bf16_weights(tmp_path, method):
     trainer.train()
     assert flat(model).isfinite().all()
     assert not torch.equal(flat(model), start)
-    if method in PERTURBING and "sam_perturbed_loss" in updates(trainer)[0]:
-        assert updates(trainer)[0]["sam_perturbed_loss"] != updates(trainer)[0]["loss"]
+    if "sam_sharpness" in updates(trainer)[0]:
+        assert updates(trainer)[0]["sam_sharpness"] != 0
 
 
 @pytest.mark.parametrize("method", METHODS)

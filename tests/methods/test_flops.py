@@ -55,13 +55,16 @@ def test_updates_before_the_start_are_plain(tmp_path, plain):
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("fraction", [0.25, 0.5])
 def test_ascent_on_a_fraction(tmp_path, plain, fraction, accumulation):
-    """Exactly its share of the products, inside a micro-batch and in whole ones."""
+    """Exactly its share of the products, inside a micro-batch and in whole ones, once it knows what the loss is."""
     options = {
         "sam_ascent_fraction": fraction,
         "gradient_accumulation_steps": accumulation,
         "per_device_train_batch_size": 8 // accumulation,
     }
-    assert multiplications(tmp_path, **options) == (1 + fraction) * plain
+    first, third = (multiplications(tmp_path, updates=updates, **options) for updates in (1, 3))
+    assert third - first == 2 * (1 + fraction) * plain
+    # Two forward passes over a micro-batch, once a run: is its loss a mean or a sum?
+    assert first - (1 + fraction) * plain <= 2 / 3 * plain / accumulation
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
