@@ -25,8 +25,8 @@ def first_dimension(batch: Mapping[str, Any]) -> int:
             examples, first_key = tensor.shape[0], key
         elif tensor.shape[0] != examples:
             raise ValueError(
-                f"{_CANNOT}: the first dimension of {key!r} is {tensor.shape[0]}, that of {first_key!r} is {examples}. "
-                f"{_INSTEAD}"
+                f"{_CANNOT}: the first dimension of {key!r} is {tensor.shape[0]}, that of {first_key!r} is "
+                f"{examples}. {_INSTEAD}"
             )
     if examples is None:
         raise ValueError(f"{_CANNOT}: it holds no tensor with a first dimension.")
