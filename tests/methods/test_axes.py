@@ -11,8 +11,17 @@ from reference_methods import DEFAULTS
 from runs import OPTIMIZERS, assert_agree, both
 from tiny import bert, perceptron, sentences, summed_cross_entropy
 from torch import nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    RobertaPreLayerNormConfig,
+    RobertaPreLayerNormForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from sam_hf.methods import METHODS
+from sam_hf.targets import left_out
 
 KNOWN = [method for method in METHODS if method in DEFAULTS]
 TWO_PASSES = [method for method in KNOWN if method != "msam"]
@@ -162,6 +171,25 @@ def test_target_modules_are_not_parts_of_names(tmp_path, given):
 def test_regex_that_matches_no_whole_name(tmp_path):
     with pytest.raises(ValueError, match="sam_target_modules"):
         both(tmp_path, "sam", targets="encoder", **BERT)
+
+
+def norms_of(model):
+    outside = left_out(model, "norm")
+    return {name for name, p in model.named_parameters() if p not in outside}
+
+
+def test_norms_of_models_that_define_their_own():
+    """By the names of classes, and not those of models that are called so."""
+    sizes = {"vocab_size": 24, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = RobertaPreLayerNormConfig(**sizes, intermediate_size=16)
+    model = RobertaPreLayerNormForSequenceClassification(config)
+    assert norms_of(model) == {name for name, _ in model.named_parameters() if ".LayerNorm." in name}
+    llama = LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=16))
+    assert norms_of(llama) == {name for name, _ in llama.named_parameters() if "norm" in name}
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=24, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2))
+    assert norms_of(t5) == {name for name, _ in t5.named_parameters() if "layer_norm" in name}
+    normed = perceptron(lambda: nn.BatchNorm1d(6))
+    assert norms_of(normed) == {"middle.weight", "middle.bias"}
 
 
 class Scaled(nn.Module):
