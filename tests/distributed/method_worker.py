@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -48,6 +49,7 @@ def train(name: str, folder: Path, resume: str | None = None) -> torch.Tensor:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # as in conftest.py
     out = Path(sys.argv[1])
     rank = int(os.environ["RANK"])
     for name in CASES:

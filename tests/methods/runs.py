@@ -28,9 +28,9 @@ def rates_of(schedule: str, base: float) -> list[float]:
     }[schedule]
 
 
-def base_optimizer(settings: dict[str, Any], model) -> reference.SGD | reference.AdamW:
+def base_optimizer(settings: dict[str, Any], model, momentum: float) -> reference.SGD | reference.AdamW:
     if settings["optim"] == "sgd":
-        return reference.SGD(momentum=0.9)
+        return reference.SGD(momentum)
     # Trainer's rule: no decay of biases and normalisation weights
     decays = [
         torch.full((p.numel(),), 0.0 if "bias" in name or "LayerNorm" in name else settings["weight_decay"])
@@ -61,6 +61,7 @@ def both(
     max_grad_norm: float = 0.0,
     compute_loss_func=None,
     targets: Any = "all",
+    momentum: float = 0.9,
     trainer_options: dict[str, Any] | None = None,
     **axes: Any,
 ) -> tuple[Run, list[Update], Any]:
@@ -74,7 +75,7 @@ def both(
     run = Run(
         loss_of(model),
         flat(model),
-        base_optimizer(settings, model),
+        base_optimizer(settings, model, momentum),
         batch_size,
         UPDATES,
         settings["learning_rate"],
