@@ -62,8 +62,10 @@ class WSAM(Method):
         for parameter, descent, gradient in zip(at.parameters, s, g, strict=True):
             (difference,) = unscaled([descent - gradient], at.loss_scale)
             part = local(difference)
-            self._pending[parameter] = torch.where(products.finite.to(part.device), part, 0)
-            local(descent).copy_(local(gradient))
+            finite = products.finite.to(part.device)
+            self._pending[parameter] = torch.where(finite, part, 0)
+            # An s that is not finite stays, so that fp16's scaler finds it and skips the step
+            local(descent).copy_(torch.where(finite, local(gradient), local(descent)))
 
     def begin_update(self, active: bool, progress: float) -> None:
         self._pending.clear()  # of a step that fp16's scaler skipped
