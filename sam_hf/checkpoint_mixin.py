@@ -58,7 +58,7 @@ class CheckpointMixin(_Trainer):
             state = load_state(checkpoint)
             if state is None or keeps_nothing or not state["tensors"] or state["method"] != name:
                 return
-            if state["world_size"] != self.args.world_size and self._own_state_rank() is not None:
+            if state["world_size"] != self.args.world_size and not self._state_is_shared():
                 logger.warning(
                     f"{checkpoint} was written by {state['world_size']} processes, and this run has "
                     f"{self.args.world_size}: what sam_method={name!r} keeps from update to update starts anew."
@@ -80,9 +80,13 @@ class CheckpointMixin(_Trainer):
 
     def _own_state_rank(self) -> int | None:
         """This process's number, where what methods keep differs between processes."""
-        shared = self.sam_args.sam_sync_perturbation or method_class(self.sam_args).state_is_shared
         alone = self.args.world_size <= 1
-        return None if alone or (shared and not is_fsdp(self.model_wrapped)) else self.args.process_index
+        return None if alone or self._state_is_shared() else self.args.process_index
+
+    def _state_is_shared(self) -> bool:
+        """What the method keeps is the same in every process, however many there are."""
+        shared = self.sam_args.sam_sync_perturbation or method_class(self.sam_args).state_is_shared
+        return shared and not is_fsdp(self.model_wrapped)
 
     def _parameter_names(self) -> dict[Tensor, str]:
         model: Any = self.model
