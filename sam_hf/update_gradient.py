@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .gradients import dense
+from .gradients import dense, is_fsdp
 from .methods import Method, Point, Products
 from .norms import global_dot
 from .passes import Passes
 
 
-def combine(method: Method, ascent_gradient: dict[Tensor, Tensor], passes: Passes, is_shared: bool) -> None:
+def combine(
+    method: Method, ascent_gradient: dict[Tensor, Tensor], leftover: dict[Tensor, Tensor], passes: Passes
+) -> None:
     """
     Turn the descent gradients in `p.grad`, reduced over processes by now, into u.
 
@@ -22,18 +24,25 @@ def combine(method: Method, ascent_gradient: dict[Tensor, Tensor], passes: Passe
 
     Args:
         ascent_gradient: g of the whole update by parameter.
-        is_shared: it is the mean over processes already.
+        leftover: what `p.grad` held before the window's first pass: added to u as it is.
     """
     parameters = _stepped(passes)
     s: list[Any] = [p.grad for p in parameters]
-    g = [ascent_gradient[p] if p in ascent_gradient else torch.zeros_like(p) for p in parameters]
-    if not is_shared:
+    g = _of(parameters, ascent_gradient)
+    if not (passes.sync_perturbation or is_fsdp(passes.model)):
         g = passes.average(g)
-    products = _products(g, s)
+    earlier = _of(parameters, leftover) if leftover else []
+    if earlier and not is_fsdp(passes.model):
+        earlier = passes.average(earlier)
     scale = passes.loss_scale()
-    passes.means.add("sam_grad_cosine", products.gs / (products.gg * products.ss).sqrt())
     with torch.no_grad():
+        if earlier:
+            torch._foreach_sub_(s, earlier)
+        products = _products(g, s)
+        passes.means.add("sam_grad_cosine", products.gs / (products.gg.sqrt() * products.ss.sqrt()))
         method.combine(g, s, products, Point(parameters, parameters, loss_scale=scale))
+        if earlier:
+            torch._foreach_add_(s, earlier)
 
 
 def reuse(method: Method, passes: Passes) -> None:
@@ -51,6 +60,11 @@ def _stepped(passes: Passes) -> list[nn.Parameter]:
     for parameter, grad in zip(parameters, dense(grads), strict=True):
         parameter.grad = grad
     return parameters
+
+
+def _of(parameters: Sequence[nn.Parameter], gradients: dict[Tensor, Tensor]) -> list[Tensor]:
+    """Theirs among `gradients`, zeros for those without."""
+    return dense([gradients[p] if p in gradients else torch.zeros_like(p) for p in parameters])
 
 
 def _products(g: Sequence[Tensor], s: Sequence[Tensor]) -> Products:

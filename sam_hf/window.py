@@ -91,6 +91,7 @@ class Window:
         self._group: list[Piece] = []
         self._accumulated: dict[Tensor, Tensor] = {}
         self._ascent_gradient: dict[Tensor, Tensor] = {}
+        self._leftover: dict[Tensor, Tensor] | None = None
         self._used: dict[Tensor, None] = {}
         self._reduced = False
         self._totals = _Totals()
@@ -127,8 +128,9 @@ class Window:
                 passes.advance_random(batch)
         if self.is_complete:
             if self.method.combines:
-                combine(self.method, self._ascent_gradient, passes, self._is_shared(passes))
+                combine(self.method, self._ascent_gradient, self._leftover or {}, passes)
                 self._ascent_gradient.clear()
+                self._leftover = {}
             self._report(passes.means)
         return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
@@ -149,6 +151,9 @@ class Window:
             overwritten = passes.sync_perturbation and has_bucket_views(passes.model)
             self._accumulated = take_gradients(passes.all_parameters, by_value=overwritten)
             self._note_use(self._accumulated)
+            if self._leftover is None:  # before the window's first pass
+                kept = self._accumulated if self.method.combines else {}
+                self._leftover = {parameter: gradient.clone() for parameter, gradient in kept.items()}
             self._share = None if self._plan.fraction == 1 else passes.ascent_share([piece, *self._plan.coming])
         self._group.append(piece)
         if piece.ascent_inputs is None:
@@ -207,8 +212,10 @@ class Window:
     def _perturb(self, passes: Passes, perturbation: Perturbation, first: bool) -> None:
         gradients = take_gradients(passes.all_parameters)
         self._note_use(gradients)
-        parameters = [p for p in passes.perturbed if p in gradients]
-        grads = dense([gradients.pop(p) for p in parameters])
+        # Without a gradient in this group it is zero: what a method remembers of the parameter still counts
+        remembered = {p for tensors in self.method.tensors.values() for p in tensors}
+        parameters = [p for p in passes.perturbed if p in gradients or p in remembered]
+        grads = dense([gradients.pop(p) if p in gradients else torch.zeros_like(p) for p in parameters])
         if self._share is not None:
             torch._foreach_div_(grads, self._share)
         if first and self.method.combines:

@@ -128,12 +128,12 @@ def routes(size):
     return [point | {"route": torch.tensor(index // 8 % 2)} for index, point in enumerate(points(size))]
 
 
-@pytest.mark.parametrize("method", [method for method in KNOWN if method != "msam"])
+# Between its SAM updates looksam steps no parameter without a gradient
+@pytest.mark.parametrize("method", [method for method in KNOWN if method not in ("msam", "looksam")])
 def test_no_gradient_is_a_gradient_of_zero(tmp_path, method):
     # Momentum would tell a gradient that is none from one of zeros
     plain_sgd = {"optim_args": "momentum=0.0"}
-    interval = 2 if method == "looksam" else 1
-    how = {"make_model": routed, "make_data": routes, "size": 32, "interval": interval, "momentum": 0.0}
+    how = {"make_model": routed, "make_data": routes, "size": 32, "momentum": 0.0}
     assert_agree(tmp_path, method, trainer_options=plain_sgd, **how)
 
 
