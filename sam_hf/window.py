@@ -264,7 +264,7 @@ class Window:
     def _report(self, means: RunningMeans) -> None:
         means.add("sam_rho", self.radius)
         skipped = torch.stack(self._totals.skipped)
-        means.add("sam_skipped", skipped.double().mean())
+        means.add("sam_skipped", skipped.float().mean())
         # Where an ascent was skipped the "perturbed" loss is none: leave the update out of both means
         blank = torch.where(skipped.any(), torch.nan, 0.0)
         means.add("sam_perturbed_loss", self._totals.perturbed_loss + blank)
