@@ -24,10 +24,15 @@ def turn_at(args: SAMArguments, update: int, total: int) -> Turn:
         update (`int`): updates done so far, from 0.
         total (`int`): updates of the whole run.
     """
-    if args.sam_method == "none" or update < math.ceil(args.sam_start_ratio * total):
+    if args.sam_method == "none" or update < updates_in(args.sam_start_ratio, total):
         return Turn.PLAIN
     interval = method_class(args).default_interval if args.sam_interval is None else args.sam_interval
     return Turn.BETWEEN if update % interval else Turn.SAM
+
+
+def updates_in(share: float, total: int) -> int:
+    """⌈share · total⌉ of the decimal number that was given: in floating point .07 times 100 is above 7."""
+    return math.ceil(round(share * total, 9))
 
 
 def progress_at(update: int, total: int) -> float:
@@ -58,7 +63,7 @@ def radius_at(args: SAMArguments, update: int, total: int, optimizer: Any = None
     if schedule == "cosine":
         return low + (rho - low) * (1 + math.cos(math.pi * progress_at(update, total))) / 2
     if schedule == "warmup":
-        return rho * min(1.0, update / max(1, math.ceil(args.sam_rho_warmup_ratio * total)))
+        return rho * min(1.0, update / max(1, updates_in(args.sam_rho_warmup_ratio, total)))
     if schedule == "lr" and optimizer is not None:
         group = optimizer.param_groups[0]
         base = float(group.get("initial_lr", group["lr"]))

@@ -9,7 +9,7 @@ import reference
 import torch
 from reference_methods import DEFAULTS
 from runs import OPTIMIZERS, assert_agree, both
-from tiny import bert, perceptron, sentences, summed_cross_entropy
+from tiny import bert, perceptron, points, sentences, summed_cross_entropy, trained
 from torch import nn
 from transformers import (
     LlamaConfig,
@@ -67,6 +67,17 @@ def test_timing(tmp_path, method, optimizer, interval, start):
     first = {0.0: 0, 0.5: 3, 0.2: 2, 0.34: 3}[start]
     sam_updates = [t for t, update in enumerate(expected) if update.rho]
     assert sam_updates == [t for t in range(6) if t % interval == 0 and t >= first]
+
+
+@pytest.mark.parametrize(
+    "axis", [{"sam_start_ratio": 0.28}, {"sam_rho_schedule": "warmup", "sam_rho_warmup_ratio": 0.28}]
+)
+def test_shares_of_training_are_decimal_numbers(tmp_path, axis):
+    """.28 of 25 updates are 7, and not the 8 that floating point makes of them."""
+    trainer = trained(perceptron(), points(8), tmp_path, max_steps=25, sam_rho=0.7, **axis)
+    radii = [entry.get("sam_rho", 0.0) for entry in trainer.state.log_history if "loss" in entry]
+    before = [0.0] * 7 if "sam_start_ratio" in axis else [0.1 * t for t in range(7)]
+    assert radii == pytest.approx(before + [0.7] * 18, rel=1e-6)
 
 
 def test_means_are_over_sam_updates(tmp_path):
