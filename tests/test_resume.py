@@ -166,3 +166,16 @@ def test_killed_at_random_moments(tmp_path, kills):
     )
     assert answer.returncode == 0, answer.stderr[-3000:]
     assert len(json.loads(answer.stdout.splitlines()[-1])["kills"]) >= kills
+
+
+def test_no_file_holds_the_hub_token(tmp_path):
+    token = "hf_this_is_a_secret"
+    _, trainer = make(tmp_path, {"hub_token": token, "max_steps": 2})
+    trainer.train()
+    trainer.save_model()
+    trainer.save_state()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"training_args.bin", "trainer_state.json", "optimizer.pt"} <= {path.name for path in files}
+    assert not [path for path in files if token.encode() in path.read_bytes()]
+    assert trainer.args.hub_token == token, "the trainer can still push"
+    assert torch.load(tmp_path / "training_args.bin", weights_only=False).sam_rho == RUN["sam_rho"]
