@@ -30,13 +30,13 @@ from transformers.utils import logging
 from sam_hf import SAMTrainer, SAMTrainingArguments
 from sam_hf.methods import METHODS
 
-# Arguments, and "updates" where one is not like the other
+# Arguments; "updates" where one is not like the other; "uncounted" first ones, where a run asks the model something once
 VARIANTS: dict[str, dict[str, Any]] = {
     "none": {"sam_method": "none"},
     **{method: {"sam_method": method} for method in METHODS if method not in ("looksam", "nbar")},
     "looksam (every 5th update)": {"sam_method": "looksam", "updates": 5},
     "sam, m = micro-batch, 2 micro-batches": {"gradient_accumulation_steps": 2, "sam_m": 16},
-    "sam, ascent fraction 1/4": {"sam_ascent_fraction": 0.25},
+    "sam, ascent fraction 1/4": {"sam_ascent_fraction": 0.25, "updates": 2, "uncounted": 1},
     "sam, normalisation layers only": {"sam_target_modules": "norm"},
     "sam, every 10th update": {"sam_interval": 10, "updates": 10},
     "none, LoRA": {"sam_method": "none", "lora": True},
@@ -48,14 +48,16 @@ BASELINES = {"nbar, LoRA": "none, LoRA"}
 class UpdateTimer(TrainerCallback):
     """Seconds from the start of each update to its end; loading data is not in them."""
 
-    def __init__(self):
+    def __init__(self, uncounted: int):
+        self.uncounted = uncounted
         self.seconds: list[float] = []
 
     def on_step_begin(self, args, state, control, **kwargs):
         self._start = self._now()
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.seconds.append(self._now() - self._start)
+        if state.global_step > self.uncounted:
+            self.seconds.append(self._now() - self._start)
 
     @staticmethod
     def _now() -> float:
@@ -71,7 +73,7 @@ def build(variant: str, options: argparse.Namespace, output_dir: str) -> tuple[S
     settings = dict(VARIANTS[variant])
     micro_batch = options.batch_size // settings.get("gradient_accumulation_steps", 1)
     updates = max(options.updates, settings.pop("updates", 1))
-    lora = settings.pop("lora", False)
+    lora, uncounted = settings.pop("lora", False), settings.pop("uncounted", 0)
     if "sam_m" in settings:
         settings["sam_m"] = micro_batch
     args = SAMTrainingArguments(
@@ -86,7 +88,7 @@ def build(variant: str, options: argparse.Namespace, output_dir: str) -> tuple[S
     )
     tokens = torch.randint(0, config.vocab_size, (options.batch_size * updates, options.length))
     data = [{"input_ids": row, "labels": index % 2} for index, row in enumerate(tokens)]
-    timer = UpdateTimer()
+    timer = UpdateTimer(uncounted)
     model = BertForSequenceClassification(config)
     if lora:
         model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"]))
