@@ -58,7 +58,7 @@ def test_radii_of_a_run(tmp_path):
     assert radii == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize(("interval", "start"), [(2, 0.0), (3, 0.0), (1, 0.5), (2, 0.2), (3, 0.34)])
+@pytest.mark.parametrize(("interval", "start"), [(2, 0.0), (3, 0.0), (1, 0.5), (1, 0.2), (2, 0.2), (3, 0.34)])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("method", KNOWN)
 def test_timing(tmp_path, method, optimizer, interval, start):

@@ -162,6 +162,32 @@ def test_checkpointed_activations_of_what_is_not_perturbed(tmp_path, targets, re
     assert_agree(tmp_path, "wsam", targets=targets, perturbs=perturbs, trainer_options=checkpointing, **model)
 
 
+class Failure(Exception):
+    pass
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_an_exception_leaves_everything_to_be_trained_that_was(tmp_path, where):
+    """In the ascent pass, which takes no gradient of what is not perturbed."""
+    model = bert()
+
+    def fail(module, args, output):
+        if where == "forward":
+            raise Failure
+        output.register_hook(lambda gradient: (_ for _ in ()).throw(Failure()))
+
+    handle = model.classifier.register_forward_hook(fail)
+    trainer = trainer_of(model, sentences(16), tmp_path, sam_target_modules="norm", sam_rho=0.1)
+    with pytest.raises(Failure):
+        trainer.train()
+    assert all(p.requires_grad for p in model.parameters())
+    handle.remove()
+    trainer.train()
+    again = bert()
+    trained(again, sentences(16), tmp_path, sam_target_modules="norm", sam_rho=0.1)
+    assert_same(snapshot(model), snapshot(again))
+
+
 def grouped_trainer(output_dir, rates, **options):
     """Each layer in a parameter group of its own, with its own learning rate."""
     model = perceptron()

@@ -218,8 +218,9 @@ def test_nothing_depends_on_the_loss_scale(tmp_path, method):
         # Unscaling before clipping is for accelerate's own mixed precision alone
         model, trainer = run_of(method, tmp_path, max_grad_norm=0.0)
         if scale is not None:
-            # accelerate makes no scaler on the CPU; `prepare` hands this one to the optimizer
-            trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+            # accelerate makes no scaler on the CPU; `prepare` hands this one to the optimizer. A scale that stayed the
+            # same would cancel in directions made of averages
+            trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2)
         trainer.train()
         runs.append((model, updates(trainer)))
     (unscaled, expected), *scaled = runs
