@@ -9,7 +9,7 @@ import reference
 import torch
 from reference_methods import DEFAULTS
 from runs import OPTIMIZERS, assert_agree, both
-from tiny import bert, perceptron, points, sentences, summed_cross_entropy, trained
+from tiny import bert, flat, perceptron, points, sentences, summed_cross_entropy, trained
 from torch import nn
 from transformers import (
     LlamaConfig,
@@ -127,6 +127,42 @@ def test_fraction_of_a_loss_that_is_a_sum(tmp_path, method, fraction):
     """Windows of 4+4 and 4+3 examples: 6 and 6 of them, or 4 and 4."""
     how = {"weigh": reference.equal_weights, "compute_loss_func": summed_cross_entropy, "size": 15}
     assert_agree(tmp_path, method, "adamw", fraction=fraction, **how)
+
+
+def partly_labelled(size):
+    """Every third example has no label that counts."""
+    labels = [-100 if index % 3 == 0 else int(point["labels"]) for index, point in enumerate(points(size))]
+    return [point | {"labels": torch.tensor(label)} for point, label in zip(points(size), labels, strict=True)]
+
+
+def over_labels(window):
+    total = sum(int(example["labels"]) != -100 for micro_batch in window for example in micro_batch)
+    return [
+        [
+            (example, 1 / total) if int(example["labels"]) != -100 else (example | {"labels": torch.tensor(0)}, 0.0)
+            for example in micro_batch
+        ]
+        for micro_batch in window
+    ]
+
+
+@pytest.mark.parametrize("how", [{"fraction": 0.5}, {"fraction": 0.25, "batch_size": 8}, {"m": 2}], ids=str)
+@pytest.mark.parametrize("method", ["sam", "wsam", "fsam"])
+def test_examples_weigh_by_their_labels(tmp_path, method, how):
+    loss = {"make_data": partly_labelled, "weigh": over_labels, "compute_loss_func": summed_cross_entropy}
+    assert_agree(tmp_path, method, **loss, **how)
+
+
+@pytest.mark.parametrize("method", ["sam", "gsam", "fsam"])
+def test_an_ascent_part_without_any_label(tmp_path, method):
+    """Nothing to ascend along: the update is one without a perturbation."""
+    data = [point | {"labels": torch.tensor(-100)} for point in points(16)[:4]] + points(16)[4:]
+    model = perceptron()
+    options = {"sam_method": method, "sam_ascent_fraction": 0.5, "per_device_train_batch_size": 8, "max_steps": 4}
+    trainer = trained(model, data, tmp_path, compute_loss_func=summed_cross_entropy, sam_rho=0.2, **options)
+    assert flat(model).isfinite().all()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 4 and not torch.equal(flat(model), flat(perceptron()))
 
 
 def test_fraction_of_losses_that_trainer_adds_up(tmp_path):
