@@ -58,7 +58,8 @@ class Passes:
         forward_backward: `(inputs, micro-batch they are of, counted)` → detached loss; one forward and backward of
             Trainer's own that adds to `p.grad`. `counted`: the one pass over these examples that Trainer counts.
         advance_random: `(micro-batch)` → draw the random numbers that one plain pass over it draws.
-        ascent_share: `(inputs, of)` → the share that the first examples of a group have in its loss.
+        ascent_share: `(group, its ascent gradient is a mean over processes)` → the share that the examples with an
+            ascent pass have in the group's loss; in those of all processes then.
         perturbed: the parameters that ε covers.
         all_parameters: those and every other parameter that may gather a gradient.
         own_name: a parameter's own name, `weight` say.
@@ -72,7 +73,7 @@ class Passes:
     model: nn.Module
     forward_backward: Callable[[dict[str, Any], dict[str, Any], bool], Tensor]
     advance_random: Callable[[dict[str, Any]], Any]
-    ascent_share: Callable[[Sequence[Piece]], Tensor | float]
+    ascent_share: Callable[[Sequence[Piece], bool], Tensor]
     perturbed: Sequence[nn.Parameter]
     all_parameters: Sequence[nn.Parameter]
     means: RunningMeans

@@ -87,8 +87,14 @@ class TrainerPass:
         if means or sums:
             self._loss_is_mean = not sums
 
-    def ascent_share(self, pieces: Sequence[Piece]) -> Tensor | float:
-        """The share of a group's loss that the examples have which its ascent gradient is computed on."""
+    def ascent_share(self, pieces: Sequence[Piece], shared: bool) -> Tensor:
+        """
+        The share of a group's loss that the examples have which its ascent gradient is computed on. 1 where none of
+        them counts: 0 times their gradient is 0, whatever it is divided by.
+
+        Args:
+            shared: the gradient is a mean over processes, whose examples are one group then.
+        """
         weights: list[tuple[Any, Any]]
         if self._loss_is_mean is False:
             weights = [(labels_in(p.ascent_inputs) if p.ascent_inputs else 0, labels_in(p.inputs)) for p in pieces]
@@ -100,7 +106,17 @@ class TrainerPass:
                 )
                 for p in pieces
             ]
-        return sum(part for part, _ in weights) / sum(whole for _, whole in weights)
+        sums = torch.stack([self._number(sum(part)) for part in zip(*weights, strict=True)])
+        part, whole = self._trainer.accelerator.reduce(sums, reduction="sum") if shared else sums
+        return torch.where(part > 0, part / whole, 1)
+
+    def _number(self, value: Tensor | float) -> Tensor:
+        device = self._trainer.args.device
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        # `torch.tensor` would wait for the device
+        return (
+            value.to(device, dtype) if isinstance(value, Tensor) else torch.full((), value, dtype=dtype, device=device)
+        )
 
     def loss_scale(self) -> Tensor | None:
         """The factor that fp16's scaler puts on the loss; `None` without one."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .gradients import dense, is_fsdp
 from .methods import Method, Point, Products
-from .norms import global_dot
+from .norms import global_dot, local
 from .passes import Passes
 
 
@@ -37,12 +37,12 @@ def combine(
     scale = passes.loss_scale()
     with torch.no_grad():
         if earlier:
-            torch._foreach_sub_(s, earlier)
+            torch._foreach_sub_([local(x) for x in s], [local(x) for x in earlier])
         products = _products(g, s)
         passes.means.add("sam_grad_cosine", products.gs / (products.gg.sqrt() * products.ss.sqrt()))
         method.combine(g, s, products, Point(parameters, parameters, loss_scale=scale))
         if earlier:
-            torch._foreach_add_(s, earlier)
+            torch._foreach_add_([local(x) for x in s], [local(x) for x in earlier])
 
 
 def reuse(method: Method, passes: Passes) -> None:

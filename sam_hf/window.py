@@ -36,6 +36,7 @@ from .gradients import (
 )
 from .grouping import Grouping, Plan
 from .methods import Method, Point
+from .norms import local
 from .passes import Passes, Piece
 from .perturbation import Perturbation
 from .rng import RandomState
@@ -87,7 +88,7 @@ class Window:
         self.rounding = rounding
         self.perturbation_ratio: Tensor | None = None
         self._plan = Plan(batches, grouping, fraction)
-        self._share: Tensor | float | None = None
+        self._share: Tensor | None = None
         self._group: list[Piece] = []
         self._accumulated: dict[Tensor, Tensor] = {}
         self._ascent_gradient: dict[Tensor, Tensor] = {}
@@ -154,7 +155,8 @@ class Window:
             if self._leftover is None:  # before the window's first pass
                 kept = self._accumulated if self.method.combines else {}
                 self._leftover = {parameter: gradient.clone() for parameter, gradient in kept.items()}
-            self._share = None if self._plan.fraction == 1 else passes.ascent_share([piece, *self._plan.coming])
+            if self._plan.fraction < 1:
+                self._share = passes.ascent_share([piece, *self._plan.coming], self._is_shared(passes))
         self._group.append(piece)
         if piece.ascent_inputs is None:
             return passes.means.zero()
@@ -217,7 +219,8 @@ class Window:
         parameters = [p for p in passes.perturbed if p in gradients or p in remembered]
         grads = dense([gradients.pop(p) if p in gradients else torch.zeros_like(p) for p in parameters])
         if self._share is not None:
-            torch._foreach_div_(grads, self._share)
+            for grad in grads:  # plain tensors may stand beside DTensors, and models over several devices
+                local(grad).div_(self._share.to(grad.device))
         if first and self.method.combines:
             self._keep_ascent_gradient(parameters, grads)
         names = [passes.own_name(p) for p in parameters]

@@ -136,6 +136,8 @@ UNUSED = ("extra", "unused")
 
 # The first micro-batch of rank 0 cannot tell whether the loss is a mean
 LABELS_ON_ONE_RANK = Case({"gradient_accumulation_steps": 2, **SLICES})
+# The ascent examples of rank 0 hold fewer of the labels than those of rank 1, at first none
+UNLIKE_SHARES = Case({"gradient_accumulation_steps": 2, "sam_ascent_fraction": 0.5, "sam_method": "wsam", **SHARED})
 
 CASES = {
     # 21 examples: five micro-batches of 4 and one of 1, which accelerate completes from the beginning

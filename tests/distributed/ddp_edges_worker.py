@@ -7,7 +7,17 @@ import sys
 from pathlib import Path
 
 import torch
-from ddp_edges import CASES, LABELS_ON_ONE_RANK, MICRO_BATCH, Case, dataset, make_model, make_tagger, tagged
+from ddp_edges import (
+    CASES,
+    LABELS_ON_ONE_RANK,
+    MICRO_BATCH,
+    UNLIKE_SHARES,
+    Case,
+    dataset,
+    make_model,
+    make_tagger,
+    tagged,
+)
 from ranks import leave
 from replicas import LEARNING_RATE, RHO, flat
 from torch import nn
@@ -119,4 +129,5 @@ if __name__ == "__main__":
     for communicates in (False, True):
         tagger = make_tagger(communicates)
         run(f"tagger {communicates}", LABELS_ON_ONE_RANK, tagger, tagged(MICRO_BATCH, 64), Path(sys.argv[1]))
+    run("tagger, shares", UNLIKE_SHARES, make_tagger(False), tagged(MICRO_BATCH + 2, 64), Path(sys.argv[1]))
     leave()

@@ -70,7 +70,7 @@ class Loop:
             advance_random=lambda batch: None,
             perturbed=parameters,
             all_parameters=parameters,
-            ascent_share=lambda pieces: 1.0,
+            ascent_share=lambda pieces, shared: torch.ones(()),
             means=RunningMeans(torch.device("cpu")),
         )
         grouping = Grouping.of(self.case.m, MICRO_BATCH)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from ddp_edges import CASES, FAR, MICRO_BATCH, make_model
-from replicas import flat, split, train, windows_of
+from ddp_edges import CASES, FAR, MICRO_BATCH, make_model, make_tagger
+from replicas import LEARNING_RATE, RHO, flat, split, train, windows_of
 
 pytestmark = pytest.mark.distributed
 RANKS = 2
@@ -21,7 +21,7 @@ EXACT = [name for name, case in CASES.items() if case.exact]
 @pytest.fixture(scope="module")
 def results(torchrun) -> dict[str, list[dict]]:
     out = torchrun("ddp_edges_worker.py")
-    names = [*CASES, "tagger True", "tagger False"]
+    names = [*CASES, "tagger True", "tagger False", "tagger, shares"]
     return {name: [torch.load(out / f"{name}-{rank}.pt") for rank in range(RANKS)] for name in names}
 
 
@@ -115,3 +115,23 @@ def test_ranks_ask_together_whether_the_loss_is_a_mean(results):
     assert (results["tagger True"][0]["windows"][0][0]["labels"] == -100).all()
     for rank in range(RANKS):
         assert torch.equal(results["tagger True"][rank]["weights"], results["tagger False"][rank]["weights"])
+
+
+def test_a_shared_ascent_gradient_is_the_mean_over_the_ascent_examples_of_all_ranks(results):
+    """Each rank has another share of its labels in them: one share for all, or the replicas would part."""
+    model = make_tagger(False)
+    gamma = 0.9
+
+    def gradient(weights, batches):
+        torch.nn.utils.vector_to_parameters(weights, model.parameters())
+        labels = torch.cat([batch["labels"] for batch in batches])
+        loss = model(torch.cat([batch["x"] for batch in batches]), labels, (labels != -100).sum())["loss"]
+        return torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(model.parameters()))])
+
+    weights = flat(model)
+    for update, window in enumerate(windows_of(results["tagger, shares"])):
+        g = gradient(weights, [batches[0] for batches in window])
+        s = gradient(weights + RHO * g / g.norm(), [batch for batches in window for batch in batches])
+        weights = weights - LEARNING_RATE * (g + gamma / (1 - gamma) * (s - g))
+        for rank in results["tagger, shares"]:
+            torch.testing.assert_close(rank["weights"][update], weights, rtol=1e-9, atol=1e-12)
