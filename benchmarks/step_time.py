@@ -30,7 +30,7 @@ from transformers.utils import logging
 from sam_hf import SAMTrainer, SAMTrainingArguments
 from sam_hf.methods import METHODS
 
-# Arguments; "updates" where one is not like the other; "uncounted" first ones, where a run asks the model something once
+# Arguments; "updates" where one is not like the other; "uncounted" first ones, where a run asks something once
 VARIANTS: dict[str, dict[str, Any]] = {
     "none": {"sam_method": "none"},
     **{method: {"sam_method": method} for method in METHODS if method not in ("looksam", "nbar")},
