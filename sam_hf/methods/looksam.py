@@ -32,7 +32,7 @@ class LookSAM(Method):
   year={2022}
 }"""
     summary = "SAM on every fifth update, whose sharpness part the updates between reuse."
-    cost = Cost(passes="1 + 1/interval", memory="2, and the ascent gradient")
+    cost = Cost(passes="1 + k/interval", memory="2, and the ascent gradient")
     default_rho = 0.05
     keeps_state = True
     state_is_shared = True

@@ -3,9 +3,11 @@ SAM (Foret, Kleiner, Mobahi, Neyshabur: "Sharpness-Aware Minimization for Effici
 ICLR 2021, arXiv 2010.01412).
 
     min_w max_{‖ε‖_p ≤ ρ} L(w + ε)
+    ε̂ = ρ · sign(g) |g|^{q−1} / (‖g‖_q^q)^{1/p},    g = ∇L(w),    1/p + 1/q = 1;    p = 2:  ε̂ = ρ g/‖g‖₂
+    u = ∇L(w + ε̂)
 
-ε̂ = ρ · sign(g) |g|^{q−1} / (‖g‖_q^q)^{1/p} with g = ∇L(w), 1/p + 1/q = 1 (equation 2; for p = 2, ρ g/‖g‖₂), and the
-base optimizer gets ∇L(w + ε̂) (equation 3, second-order terms dropped). Default ρ: 0.05 (section 3.1).
+ε̂ is the maximiser to first order (equation 2); the base optimizer gets u (equation 3, second-order terms dropped).
+Default ρ: 0.05 (section 3.1).
 """
 
 from __future__ import annotations
