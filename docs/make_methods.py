@@ -1,0 +1,158 @@
+"""
+Writes what the README and the pages on methods say of the methods' metadata, between markers.
+
+    python docs/make_methods.py           # writes
+    python docs/make_methods.py --check   # exit status 1 where a page and the code differ
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import re
+import sys
+from pathlib import Path
+
+from sam_hf.methods import METHODS, Method
+
+ROOT = Path(__file__).parent.parent
+
+
+def paper_link(method: type[Method]) -> str:
+    return f"[arXiv {method.paper.rpartition('/')[2]}]({method.paper})"
+
+
+def radius(method: type[Method]) -> str:
+    return str(method.default_rho) if method.perturbs else "no radius"
+
+
+def equations(method: type[Method]) -> str:
+    """The indented lines of the docstring of the method's module."""
+    lines = (inspect.getdoc(inspect.getmodule(method)) or "").splitlines()
+    return "\n".join(line.removeprefix("    ") for line in lines if line.startswith("    "))
+
+
+def compact_table() -> str:
+    rows = ["| `sam_method` | passes an update | |", "|---|---|---|"]
+    for name, method in METHODS.items():
+        rows.append(f"| [`{name}`](docs/methods/{name}.md) | {method.cost.passes} | {method.summary} |")
+    return "\n".join(rows)
+
+
+def full_table() -> str:
+    rows = [
+        "| `sam_method` | | passes an update | copies of the trained weights | default ρ | own parameters | refused | "
+        "paper |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, method in METHODS.items():
+        own = ", ".join(f"`{option}` {json.dumps(given.default)}" for option, given in method.options.items())
+        cells = [
+            f"[`{name}`](methods/{name}.md)",
+            method.title,
+            method.cost.passes,
+            method.cost.memory,
+            radius(method),
+            own or "none",
+            ", ".join(f"`{field}`" for field in method.refuses) or "nothing",
+            paper_link(method),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def facts(method: type[Method]) -> str:
+    return "\n".join(
+        [
+            f"**{method.title}.** {method.summary}",
+            "",
+            f"```text\n{equations(method)}\n```",
+            "",
+            "| | |",
+            "|---|---|",
+            f"| passes an update (k: `sam_ascent_steps`; plain training: 1) | {method.cost.passes} |",
+            f"| copies of the trained weights over plain training, at peak | {method.cost.memory} |",
+            f"| default `sam_rho` | {radius(method)} |",
+            f"| default `sam_interval` | {method.default_interval} |",
+            f"| state kept between updates | {'yes, saved with a checkpoint' if method.keeps_state else 'none'} |",
+            f"| paper | {paper_link(method)} |",
+        ]
+    )
+
+
+def parameters(method: type[Method]) -> str:
+    if method.options:
+        own = ["In `sam_method_kwargs`:", "", "| parameter | default | allowed | |", "|---|---|---|---|"]
+        for name, option in method.options.items():
+            own.append(f"| `{name}` | `{json.dumps(option.default)}` | {option.allowed} | {option.help} |")
+    else:
+        own = ["It has none of its own: `sam_method_kwargs` must be empty."]
+    if method.refuses:
+        refused = ["Refused, because they have no meaning here:", ""]
+        for reason in dict.fromkeys(method.refuses.values()):
+            fields = ", ".join(f"`{field}`" for field, why in method.refuses.items() if why == reason)
+            refused.append(f"- {fields}: {reason}.")
+    else:
+        refused = ["Every axis applies: nothing is refused."]
+    return "\n".join([*own, "", *refused])
+
+
+def citation(method: type[Method]) -> str:
+    return f"```bibtex\n{method.citation}\n```"
+
+
+def blocks() -> dict[Path, dict[str, str]]:
+    """Per page, what stands between its markers."""
+    pages = {
+        ROOT / "README.md": {"methods": compact_table()},
+        ROOT / "docs" / "methods.md": {"methods": full_table()},
+    }
+    for name, method in METHODS.items():
+        pages[ROOT / "docs" / "methods" / f"{name}.md"] = {
+            "facts": facts(method),
+            "parameters": parameters(method),
+            "citation": citation(method),
+        }
+    return pages
+
+
+def filled(text: str, contents: dict[str, str]) -> str:
+    """
+    `text` with its blocks' contents.
+
+    Raises:
+        ValueError: it does not have the markers of a block exactly once.
+    """
+    for name, content in contents.items():
+        block = f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
+        pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
+        text, found = re.subn(pattern, lambda _, block=block: block, text, flags=re.DOTALL)
+        if found != 1:
+            raise ValueError(f"it has {found} blocks <!-- {name} --> ... <!-- /{name} -->, and needs one")
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    options = parser.parse_args()
+    changed = []
+    for path, contents in blocks().items():
+        if not path.exists():
+            names = ", ".join(contents)
+            sys.exit(f"{path} is missing: write it, with the blocks {names} as docs/methods/sam.md has them")
+        before = path.read_text(encoding="utf-8")
+        try:
+            after = filled(before, contents)
+        except ValueError as error:
+            sys.exit(f"{path}: {error}")
+        if before != after:
+            changed.append(path)
+            if not options.check:
+                path.write_text(after, encoding="utf-8")
+    sys.exit(int(options.check and bool(changed)))
+
+
+if __name__ == "__main__":
+    main()
