@@ -55,6 +55,9 @@ class LookSAM(Method):
                 fresh /= at.loss_scale.to(part.device)
             part.copy_(torch.where(products.finite.to(part.device), fresh, part))
 
+        for parameter in parts.keys() - set(at.parameters):  # unused in this update: g = s = 0 there
+            parts[parameter].mul_(~products.finite.to(parts[parameter].device))
+
     def reuse(self, grads: list[Tensor], at: Point) -> None:
         parts = self.tensors.get("part", {})
         pairs = [(grad, parts[p], p) for grad, p in zip(grads, at.parameters, strict=True) if p in parts]

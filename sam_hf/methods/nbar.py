@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..norms import global_norm, local, wide
+from ..rounding import LOW_PRECISION
 from .base import Cost, Method, Option
 
 _NO_PERTURBATION = "it perturbs no weights"
@@ -72,6 +73,11 @@ class NBAR(Method):
             raise ValueError(
                 "sam_method='nbar' balances LoRA adapters, and the model trains none. Add them (peft.get_peft_model, "
                 "or --lora_r in the scripts), or use sam_method='sam'."
+            )
+        if coarse := {a.dtype for a, _ in self._pairs} & set(LOW_PRECISION):
+            raise ValueError(
+                f"sam_method='nbar' scales LoRA adapters by 1 ± αη, which rounds to 1 in {coarse.pop()}. Keep the "
+                "adapters in float32 (peft does unless autocast_adapter_dtype=False), and train with bf16=True."
             )
 
     def begin_update(self, active: bool, progress: float) -> None:

@@ -112,3 +112,9 @@ def test_an_update_that_the_scaler_skips_leaves_the_pairs_alone(tmp_path):
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     trainer.train()
     assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2])
+
+
+def test_adapters_too_coarse_for_the_factor_are_refused(tmp_path):
+    model = adapted().to(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"rounds to 1 in torch\.bfloat16"):
+        trainer_of(model, sentences(8), tmp_path, sam_method="nbar").train()

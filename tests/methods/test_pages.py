@@ -99,7 +99,8 @@ def test_the_example_of_the_overview(tmp_path, monkeypatch):
 def test_the_metrics_of_the_page_are_those_that_are_logged(tmp_path, method):
     logged = {}
     for dtype in (torch.float32, torch.bfloat16):
-        _, trainer = run_of(method, tmp_path, dtype=dtype)
+        # nbar takes no bf16 weights, and logs nothing of its own
+        _, trainer = run_of(method, tmp_path, dtype=torch.float32 if method == "nbar" else dtype)
         trainer.train()
         logged[dtype] = {key for entry in updates(trainer) for key in entry if key.startswith("sam_")}
     assert set(re.findall(r"`(sam_\w+)`", section(PAGES[method], "Logged"))) == logged[torch.float32]

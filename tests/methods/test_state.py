@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tiny import Watch, assert_same, flat, perceptron, points, snapshot, trainer_of
 from torch import nn
 
-from sam_hf.methods import METHODS
+from sam_hf.methods import METHODS, Point, Products
 
 REMEMBERING = ["fsam", "vasso", "looksam"]
 SAVED = {"save_strategy": "steps", "save_steps": 1}
@@ -174,3 +174,21 @@ def test_an_overflow_in_the_first_update_leaves_finite_weights(tmp_path, method,
     model, _ = on_one_batch(tmp_path, method, lambda number: number in passes, max_steps=4, sam_interval=2)
     assert flat(model).isfinite().all()
     assert not torch.equal(flat(model), flat(perceptron().float()))
+
+
+@pytest.mark.parametrize("finite", [True, False])
+def test_looksam_forgets_the_part_of_what_an_update_did_not_use(finite):
+    method = METHODS["looksam"]()
+    used, unused = (torch.nn.Parameter(torch.zeros(2, dtype=torch.float64)) for _ in range(2))
+
+    def combine(parameters, is_finite):
+        g, s = torch.tensor([1.0, 0.0]).double(), torch.tensor([1.0, 1.0]).double()
+        n = len(parameters)
+        products = Products(n * (g @ s), n * (g @ g), n * (s @ s), torch.tensor(is_finite))
+        copies = [[vector.clone() for _ in parameters] for vector in (g, s)]
+        method.combine(*copies, products, Point(parameters, parameters))
+
+    combine([used, unused], True)
+    assert method.tensors["part"][unused].tolist() == [0.0, 1.0]
+    combine([used], finite)
+    assert method.tensors["part"][unused].tolist() == ([0.0, 0.0] if finite else [0.0, 1.0])
