@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from tiny import Perceptron, bert, perceptron, points, sentences, trainer_of
+from torch import nn
 from transformers import default_data_collator
 
 from sam_hf import SAMArguments, SAMTrainingArguments
@@ -148,11 +149,34 @@ def test_combination_that_a_search_sets(tmp_path):
 
 
 # Trainer's own names; the first without momentum, the others with no first moment as such
-@pytest.mark.parametrize("optim", [{"optim": "sgd"}, {"optim": "adafactor"}, {"optim": "rmsprop"}], ids=str)
+@pytest.mark.parametrize(
+    "optim", ["sgd", "adafactor", "rmsprop", "adagrad", "schedule_free_adamw", "schedule_free_sgd"]
+)
 def test_momentum_sam_without_a_momentum(tmp_path, optim):
+    if optim.startswith("schedule_free"):
+        pytest.importorskip("schedulefree")
+    model = perceptron()
+    passes = []
+    model.register_forward_hook(lambda *_: passes.append(1))
     with pytest.raises(ValueError, match="msam") as error:
-        trainer_of(perceptron(), points(8), tmp_path, sam_method="msam", **optim).train()
+        trainer_of(model, points(8), tmp_path, sam_method="msam", optim=optim).train()
     assert "\n" not in str(error.value)
+    assert not passes, "it is known before any time is spent"
+
+
+class Projected(torch.optim.SGD):
+    """A first moment that is not of the weights' shape, as GaLore and APOLLO keep one."""
+
+    def step(self, closure=None):
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["exp_avg"] = torch.ones(1)
+
+
+def test_momentum_sam_with_a_projected_momentum(tmp_path):
+    trainer = trainer_of(perceptron(), points(8), tmp_path, sam_method="msam")
+    trainer.optimizer = Projected(trainer.model.parameters(), lr=0.1, momentum=0.9)
+    with pytest.raises(ValueError, match="first moment, and Projected keeps none"):
+        trainer.train()
 
 
 def test_balancedness_without_adapters(tmp_path):
@@ -166,6 +190,21 @@ def test_balancedness_of_other_adapters(tmp_path):
     config = peft.IA3Config(task_type="SEQ_CLS", target_modules=["query"], feedforward_modules=[])
     with pytest.raises(ValueError, match="LoRA"):
         trainer_of(peft.get_peft_model(bert(), config), sentences(8), tmp_path, sam_method="nbar").train()
+
+
+class OwnAdapter(Perceptron):
+    """Names of PEFT's, and other things under them."""
+
+    def __init__(self, kind):
+        super().__init__()
+        a, b = nn.Linear(5, 2), nn.Linear(2, 6)
+        self.lora_A, self.lora_B = (a, b) if kind == "module" else (a.weight, b.weight)
+
+
+@pytest.mark.parametrize("kind", ["module", "parameter"])
+def test_balancedness_of_adapters_that_are_not_pefts(tmp_path, kind):
+    with pytest.raises(ValueError, match="LoRA"):
+        trainer_of(OwnAdapter(kind).double(), points(8), tmp_path, sam_method="nbar").train()
 
 
 @pytest.mark.parametrize("targets", ["no_such_module", ["no_such_module"], "norm"], ids=str)
