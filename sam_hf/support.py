@@ -83,6 +83,11 @@ def check_supported(trainer: Any) -> None:
             "(pairs stacked, or sequences packed). Use a multiple of "
             f"per_device_train_batch_size={getattr(args, 'per_device_train_batch_size', None)}",
         ),
+        (
+            trainer.sam_args.sam_ascent_fraction < 1 and _stands_over(trainer, _STACKING_TRAINERS),
+            f"sam_ascent_fraction={trainer.sam_args.sam_ascent_fraction} in {type(trainer).__name__}, whose batches "
+            "stack pairs: their first rows are not the first examples. Leave it out",
+        ),
     ]
     for refused, reason in refusals:
         if refused:

@@ -91,6 +91,8 @@ def test_groups_smaller_than_a_batch_of_pairs(tmp_path, names, make, data):
     options = {"ref_model": llama()} if names[0] == "DPOTrainer" else {}
     with pytest.raises(ValueError, match=r"sam_m=2 in SAM\w+, whose batches cannot be cut into examples .*=4"):
         run(classes, make(), data(8), tmp_path, sam_m=2, **options)
+    with pytest.raises(ValueError, match=r"sam_ascent_fraction=0.5 in SAM\w+, whose batches stack pairs"):
+        run(classes, make(), data(8), tmp_path, sam_ascent_fraction=0.5, **options)
     run(classes, make(), data(8), tmp_path, sam_m=4, max_steps=1, **options)
 
 
