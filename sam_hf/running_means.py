@@ -35,7 +35,10 @@ class RunningMeans:
         return torch.zeros((), device=self._sums.device)
 
     def add(self, name: str, value: Tensor | float) -> None:
-        value = torch.as_tensor(value, dtype=self._sums.dtype, device=self._sums.device).detach()
+        if isinstance(value, Tensor):
+            value = value.detach().to(self._sums)
+        else:  # `torch.as_tensor` would wait for the device
+            value = torch.full((), value, dtype=self._sums.dtype, device=self._sums.device)
         finite = value.isfinite()
         index = NAMES.index(name)
         self._sums[0, index] += torch.where(finite, value, 0)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..norms import local
+from ..norms import local, wide
 
 
 def ratio(numerator: Tensor, denominator: Tensor, finite: Tensor) -> Tensor:
@@ -19,6 +19,8 @@ def ratio(numerator: Tensor, denominator: Tensor, finite: Tensor) -> Tensor:
 def add_scaled(s: Sequence[Tensor], share_of_s: Tensor, g: Sequence[Tensor], share_of_g: Tensor) -> None:
     """s ← share_of_s · s + share_of_g · g, where g is not finite and its share is 0 too."""
     for target, gradient in zip(s, g, strict=True):
-        part, other = local(target), local(gradient)
-        part.mul_(share_of_s.to(part.device))
-        part.add_((other * share_of_g.to(part.device)).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0).to(part.dtype))
+        part, dtype = local(target), wide(target.dtype)
+        # Rounded to bf16 once: shares of both signs cancel much of s and g
+        other = local(gradient).to(dtype) * share_of_g.to(part.device, dtype)
+        other.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        part.copy_(part.to(dtype) * share_of_s.to(part.device, dtype) + other)
