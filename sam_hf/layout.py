@@ -23,6 +23,7 @@ class Layout:
     Attributes:
         names: all parameters of the model with their names, frozen ones too: those may be unfrozen in mid-run.
         left_out: those of them that ε does not cover.
+        checkpoints_reentrantly: activations are checkpointed in torch's older way, whoever asked for it.
         normalisation: the modules that keep running statistics.
         random_devices: the accelerators that a pass draws random numbers on.
     """
@@ -38,9 +39,21 @@ class Layout:
         self.targets = targets
         self.names = {parameter: plain_name(name) for name, parameter in model.named_parameters()}
         self.left_out = left_out(model, targets)
+        self.checkpoints_reentrantly = any(_checkpoints_reentrantly(module) for module in model.modules())
         self.normalisation = normalisation_with_statistics(model)
         self.random_devices = random_devices({device, *(p.device for p in self.names)}, data_parallel)
+
+    def covers(self, parameter: nn.Parameter) -> bool:
+        """ε does. Parameters of loss modules, which the model does not have, are in none of the modules chosen."""
+        return parameter not in self.left_out and (parameter in self.names or self.targets in ("all", "no_norm"))
 
     def own_name(self, parameter: nn.Parameter) -> str:
         """`weight`, `bias`, ...; empty for a parameter that is none of the model's."""
         return self.names.get(parameter, "").rpartition(".")[2]
+
+
+def _checkpoints_reentrantly(module: nn.Module) -> bool:
+    checkpoint = getattr(module, "_gradient_checkpointing_func", None)
+    return bool(
+        getattr(module, "gradient_checkpointing", False) and getattr(checkpoint, "keywords", {}).get("use_reentrant")
+    )

@@ -25,9 +25,14 @@ class MethodRunner:
 
     def reset(self) -> None:
         """Before a run: nothing is left of the one before."""
+        self.release()
+        self.__init__()  # type: ignore[misc]
+
+    def release(self) -> None:
+        """After a run: who steps the optimizer now is no affair of the method's. What it keeps can still be saved."""
         for handle in self._handles:
             handle.remove()
-        self.__init__()  # type: ignore[misc]
+        self._handles, self._hooked = [], None
 
     def method(self, args: SAMArguments, model: nn.Module | None = None, optimizer: Any = None) -> Method:
         """
@@ -53,9 +58,7 @@ class MethodRunner:
 
     def _hook(self, method: Method, optimizer: Any) -> None:
         """Hooks of the optimizer itself: fp16's scaler does not reach them where it skips a step."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._hooked = [], optimizer
+        self.release()
         if method.perturbs_by_momentum:
             check_keeps_first_moment(optimizer)
         inner = getattr(optimizer, "optimizer", optimizer)  # what accelerate has wrapped
@@ -63,6 +66,7 @@ class MethodRunner:
             self._handles.append(inner.register_step_pre_hook(_told(inner, method.before_step)))
         if type(method).after_step is not Method.after_step:
             self._handles.append(inner.register_step_post_hook(_told(inner, method.after_step)))
+        self._hooked = optimizer
 
     def state(self, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
         """

@@ -69,7 +69,10 @@ class SAMMixin(CheckpointMixin):
 
     def train(self, *args, **kwargs):
         self._reset_sam()
-        return super().train(*args, **kwargs)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._sam_runner.release()
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         self._close_window()
@@ -97,7 +100,11 @@ class SAMMixin(CheckpointMixin):
                 return loss
             if window.slices_batches:
                 self._sam_pass.ask_if_loss_is_mean(self._layout_of(model), inputs, num_items_in_batch)
-            loss = window.step(self._passes(model, num_items_in_batch), inputs)
+            try:
+                loss = window.step(self._passes(model, num_items_in_batch), inputs)
+            except BaseException:
+                self._sam_window = None  # auto_find_batch_size starts again: no gradient of this attempt is left to it
+                raise
         if window.is_complete and not self._sam_rounding_checked:
             # The one time that the host waits for the device: a run in which SAM does nothing should say so at once
             self._sam_rounding_checked = True
@@ -189,7 +196,7 @@ class SAMMixin(CheckpointMixin):
             ),
             advance_random=lambda batch: run.loss_without_gradient(model, batch, num_items_in_batch),
             ascent_share=run.ascent_share,
-            perturbed=[p for p in stepped if p not in layout.left_out],
+            perturbed=[p for p in stepped if layout.covers(p)],
             all_parameters=list(dict.fromkeys([*stepped, *layout.names])),
             own_name=layout.own_name,
             average=lambda tensors: self.accelerator.reduce(tensors, reduction="mean"),
@@ -207,8 +214,8 @@ class SAMMixin(CheckpointMixin):
 
     def _needs_all_gradients(self) -> bool:
         """Reentrant checkpointing makes gradients only inside layers whose inputs have one."""
-        options: Any = self.args.activation_checkpointing_kwargs or {}
-        return bool(self.args.activation_checkpointing and options.get("use_reentrant"))
+        assert self._sam_layout is not None
+        return self._sam_layout.checkpoints_reentrantly
 
     def _rounding(self) -> StochasticRounding:
         shared = self.sam_args.sam_sync_perturbation or is_fsdp(self.model_wrapped)

@@ -105,7 +105,9 @@ def gradient(loss, batches):
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in loss.parameters()]
 
 
-def test_parameters_of_the_loss_are_perturbed(tmp_path):
+@pytest.mark.parametrize("targets", ["all", "no_norm", "norm", ["query"]], ids=str)
+def test_parameters_of_the_loss_are_perturbed(tmp_path, targets):
+    """They are none of the model's normalisation layers or named modules."""
     seen = []
 
     class Recording(losses.SoftmaxLoss):
@@ -114,9 +116,13 @@ def test_parameters_of_the_loss_are_perturbed(tmp_path):
             return super().forward(*args)
 
     loss = Recording(embedder(tmp_path / "model"), 8, num_labels=3)
-    run_with(SAM, loss.model, pairs(4, "class"), tmp_path, loss=loss, max_steps=1, sam_rho=0.3)
+    options = {"max_steps": 1, "sam_rho": 0.3, "sam_target_modules": targets}
+    run_with(SAM, loss.model, pairs(4, "class"), tmp_path, loss=loss, **options)
     before, perturbed = seen
-    assert 0.01 < (perturbed - before).norm() < 0.3
+    if targets in ("all", "no_norm"):
+        assert 0.01 < (perturbed - before).norm() < 0.3
+    else:
+        assert torch.equal(perturbed, before)
 
 
 @pytest.mark.parametrize("options", [{}, {"sam_ascent_steps": 2}, {"sam_m": 2}], ids=str)

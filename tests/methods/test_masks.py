@@ -1,0 +1,72 @@
+"""Parameters that ε does not cover, whose gradients ascent passes switch off: under checkpointing and torch.compile."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import bert, flat, relative_difference, sentences, trained
+from torch._dynamo.utils import counters
+from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
+
+
+def images(size):
+    generator = torch.Generator().manual_seed(1)
+    return [{"pixel_values": torch.randn(1, 8, 8, generator=generator), "labels": i % 3} for i in range(size)]
+
+
+def vit():
+    torch.manual_seed(0)
+    size = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    return ViTForImageClassification(ViTConfig(**size, image_size=8, patch_size=4, num_channels=1, num_labels=3))
+
+
+def test_reentrant_checkpointing_that_the_arguments_do_not_tell_of(tmp_path):
+    """Of images, whose embeddings transformers does not make require a gradient as it does those of text."""
+    weights = []
+    for checkpointed in (False, True):
+        model = vit()
+        if checkpointed:
+            model.activation_checkpointing_enable({"use_reentrant": True})
+        trained(model, images(8), tmp_path, sam_rho=0.2, sam_target_modules=["layernorm_before"])
+        weights.append(flat(model))
+    assert relative_difference(*weights) < 1e-5
+
+
+class Graphs(TrainerCallback):
+    """How many were compiled by the end of each update."""
+
+    def __init__(self):
+        self.counts = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.counts.append(counters["stats"]["unique_graphs"])
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+AXES = {
+    "mask": {"sam_target_modules": "norm"},
+    "mask, interval": {"sam_target_modules": "norm", "sam_interval": 2},
+    "fraction": {"sam_ascent_fraction": 0.5},
+    "looksam": {"sam_method": "looksam", "sam_interval": 2},
+    "msam": {"sam_method": "msam", "optim_args": "momentum=0.9"},
+}
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_torch_compile_compiles_nothing_after_the_second_update(tmp_path, name):
+    """One graph a kind of pass, and no more as updates go on."""
+    graphs, eager, compiled = Graphs(), bert(), bert()
+    run = {"sam_rho": 0.2, "max_steps": 6} | AXES[name]
+    trained(eager, sentences(24), tmp_path, **run)
+    backend = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+    trained(compiled, sentences(24), tmp_path, callbacks=[graphs], **backend, **run)
+    assert graphs.counts[0] > 0
+    assert graphs.counts[1:] == [graphs.counts[1]] * 5
+    assert relative_difference(flat(compiled), flat(eager)) < 1e-9
