@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
 import sam_hf
+from sam_hf.methods import METHODS
 
 
 def asked_by_sam() -> str | None:
@@ -55,7 +56,15 @@ CASES = {
     "p": {"sam_p": 3.0},
     "bf16 weights": {"dtype": torch.bfloat16, "sam_stochastic_rounding": True},
     "scaler": {"trainer_class": ScaledTrainer},
+    "fraction": {"sam_ascent_fraction": 0.5, "gradient_accumulation_steps": 2},
+    "mask": {"sam_target_modules": ["second"]},
+    "interval": {"sam_interval": 2},
+    "learning rate": {"sam_rho_schedule": "lr", "lr_scheduler_type": "linear"},
+    "decoupled": {"sam_method": "wsam", "sam_method_kwargs": {"decouple": True}},
 }
+# nbar needs adapters
+CASES |= {method: {"sam_method": method, "optim": "adamw_torch"} for method in METHODS if method != "nbar"}
+CASES |= {f"{method}, scaler": CASES[method] | CASES["scaler"] for method in METHODS if method != "nbar"}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -72,7 +81,7 @@ def test_no_update_waits_for_the_device(tmp_path, name):
 
     few, many = readers(2), readers(6)
     # It reads where the tensor is on the CPU only; the mode sees such reads
-    assert many.pop("clear_if_not_finite") > few.pop("clear_if_not_finite")
+    assert many.pop("clear_if_not_finite", 0) > few.pop("clear_if_not_finite", 0)
     assert many == few, "only the first update may ask"
 
 

@@ -11,6 +11,7 @@ from tiny import Watch, assert_same, bert, sentences, snapshot, trained, trainer
 from transformers import Trainer
 
 import sam_hf
+from sam_hf.methods import METHODS
 
 pytestmark = pytest.mark.gpu
 
@@ -125,8 +126,13 @@ def test_one_copy_of_the_trained_weights_at_peak(tmp_path):
     assert sam - plain <= 1.2 * weights
 
 
+AXES = [{}, {"sam_ascent_steps": 2}, {"sam_m": 4}, {"sam_p": 3.0}, {"fp16": True}, {"sam_target_modules": "norm"}]
+AXES += [{"sam_ascent_fraction": 0.5}, {"sam_interval": 2}, {"sam_rho_schedule": "linear"}]
+OTHER_METHODS = [{"sam_method": method} for method in METHODS if method not in ("sam", "nbar")]
+
+
 @pytest.mark.parametrize(
-    "options", [{}, {"sam_ascent_steps": 2}, {"sam_m": 4}, {"sam_p": 3.0}, {"fp16": True}], ids=str
+    "options", [*AXES, *OTHER_METHODS, {"sam_method": "wsam", "sam_method_kwargs": {"decouple": True}}], ids=str
 )
 def test_no_update_waits_for_the_device(tmp_path, options):
     trained(single(), sentences(48), tmp_path, **RUN)  # what is done once
