@@ -66,6 +66,7 @@ def radius_at(args: SAMArguments, update: int, total: int, optimizer: Any = None
         return rho * min(1.0, update / max(1, updates_in(args.sam_rho_warmup_ratio, total)))
     if schedule == "lr" and optimizer is not None:
         group = optimizer.param_groups[0]
-        base = float(group.get("initial_lr", group["lr"]))
-        return low + (rho - low) * (float(group["lr"]) / base if base else 1.0)
+        # ReduceLROnPlateau notes no first learning rate; cyclic ones begin below their highest
+        base = float(group.get("initial_lr", optimizer.defaults.get("lr", group["lr"])))
+        return low + (rho - low) * (min(1.0, float(group["lr"]) / base) if base else 1.0)
     return rho

@@ -20,7 +20,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from sam_hf import SAMArguments
 from sam_hf.methods import METHODS
+from sam_hf.schedules import radius_at
 from sam_hf.targets import left_out
 
 KNOWN = [method for method in METHODS if method in DEFAULTS]
@@ -78,6 +80,15 @@ def test_shares_of_training_are_decimal_numbers(tmp_path, axis):
     radii = [entry.get("sam_rho", 0.0) for entry in trainer.state.log_history if "loss" in entry]
     before = [0.0] * 7 if "sam_start_ratio" in axis else [0.1 * t for t in range(7)]
     assert radii == pytest.approx(before + [0.7] * 18, rel=1e-6)
+
+
+@pytest.mark.parametrize(("group", "share"), [({"lr": 0.05}, 0.5), ({"lr": 0.3, "initial_lr": 0.1}, 1.0)], ids=str)
+def test_radius_follows_learning_rates_that_begin_otherwise(group, share):
+    """ReduceLROnPlateau, which notes none at its start, and one that rises above it: ρ stays the largest radius."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    optimizer.param_groups[0].update(group)
+    args = SAMArguments(sam_rho=0.4, sam_rho_min=0.2, sam_rho_schedule="lr")
+    assert radius_at(args, 3, 10, optimizer) == pytest.approx(0.2 + 0.2 * share)
 
 
 def test_means_are_over_sam_updates(tmp_path):
