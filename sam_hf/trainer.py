@@ -148,7 +148,7 @@ class SAMMixin(CheckpointMixin):
         method = self._sam_runner.method(args, self.model, self.optimizer)
         method.begin_update(turn is Turn.SAM, progress_at(update, total))
         radius = radius_at(args, update, total, self.optimizer)
-        if turn is Turn.BETWEEN and method.reuses:
+        if turn is Turn.BETWEEN and method.reuses and method.tensors:
             return PlainWindow(batches, method)
         if turn is not Turn.SAM or radius == 0:
             return PlainWindow(batches)

@@ -1,10 +1,10 @@
-"""Passes that differ from one another (masks, fractions, intervals) under checkpointing and torch.compile."""
+"""Updates whose passes are not alike (masks, fractions, intervals): checkpointing, torch.compile, sparse gradients."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from tiny import bert, flat, relative_difference, sentences, trained
+from tiny import Watch, bert, flat, relative_difference, sentences, trained
 from torch._dynamo.utils import counters
 from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
 
@@ -30,6 +30,20 @@ def test_reentrant_checkpointing_that_the_arguments_do_not_tell_of(tmp_path):
         trained(model, images(8), tmp_path, sam_rho=0.2, sam_target_modules=["layernorm_before"])
         weights.append(flat(model))
     assert relative_difference(*weights) < 1e-5
+
+
+def test_looksam_at_radius_0_leaves_sparse_gradients_sparse(tmp_path):
+    """What plain training steps, SparseAdam say, must still be able to."""
+    model, sparse = bert(), []
+    embedding = model.bert.embeddings.word_embeddings
+    embedding.sparse, embedding.padding_idx = True, None
+
+    def check(event, model):
+        if event == "on_pre_optimizer_step":
+            sparse.append(embedding.weight.grad.is_sparse)
+
+    trained(model, sentences(16), tmp_path, callbacks=[Watch(check)], sam_method="looksam", sam_rho=0.0)
+    assert sparse == [True] * 6
 
 
 class Graphs(TrainerCallback):
