@@ -7,16 +7,16 @@ for every subclass, leaves `num_batches_tracked` right and gives torch.compile n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 
-def normalisation_with_statistics(model: nn.Module) -> list[nn.Module]:
-    """The modules that keep running statistics: BatchNorm, SyncBatchNorm, tracking InstanceNorm, their subclasses."""
-    return [m for m in model.modules() if isinstance(getattr(m, "running_mean", None), torch.Tensor)]
+def normalisation_with_statistics(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Those that keep running statistics: BatchNorm, SyncBatchNorm, tracking InstanceNorm, their subclasses."""
+    return [m for m in modules if isinstance(getattr(m, "running_mean", None), torch.Tensor)]
 
 
 @contextmanager

@@ -39,8 +39,9 @@ class Layout:
         self.targets = targets
         self.names = {parameter: plain_name(name) for name, parameter in model.named_parameters()}
         self.left_out = left_out(model, targets)
-        self.checkpoints_reentrantly = any(_checkpoints_reentrantly(module) for module in model.modules())
-        self.normalisation = normalisation_with_statistics(model)
+        modules = list(model.modules())
+        self.checkpoints_reentrantly = any(_checkpoints_reentrantly(module) for module in modules)
+        self.normalisation = normalisation_with_statistics(modules)
         self.random_devices = random_devices({device, *(p.device for p in self.names)}, data_parallel)
 
     def covers(self, parameter: nn.Parameter) -> bool:

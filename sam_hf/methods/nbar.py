@@ -13,6 +13,7 @@ be tuned; its default here is 0.2, decayed linearly.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,12 +102,14 @@ class NBAR(Method):
 def adapter_pairs(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """(A, B) of every LoRA adapter in a PEFT model, those of embeddings included."""
     pairs = []
+    adapters_b: Any
     for module in model.modules():
         for name_a, name_b in (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")):
             adapters_a, adapters_b = getattr(module, name_a, None), getattr(module, name_b, None)
             if not isinstance(adapters_a, (nn.ModuleDict, nn.ParameterDict)):  # of the same name, and none of PEFT's
                 continue
             for adapter in adapters_a:
-                a, b = adapters_a[adapter], adapters_b[adapter]
+                a: Any = adapters_a[adapter]
+                b: Any = adapters_b[adapter]
                 pairs.append((getattr(a, "weight", a), getattr(b, "weight", b)))
     return pairs
