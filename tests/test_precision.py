@@ -11,6 +11,7 @@ from tiny import Watch, assert_same, flat, perceptron, points, snapshot, trained
 from torch import nn
 
 from sam_hf import SAMTrainer
+from sam_hf.methods import METHODS, Point, Products
 from sam_hf.rounding import StochasticRounding
 
 
@@ -249,3 +250,15 @@ def test_stochastic_rounding_does_not_overflow(dtype):
     above = torch.full((1000,), largest, dtype=torch.float32) * (1 + 2.0**-13)
     rounded = StochasticRounding((0,))(torch.cat([above, -above]), dtype)
     assert rounded.abs().eq(largest).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_update_gradient_of_g_and_s_is_rounded_once(dtype):
+    """u = 9 s − 8 g, of which most cancels: rounding its parts first would be seen."""
+    generator = torch.Generator().manual_seed(0)
+    g = torch.randn(1000, generator=generator).to(dtype)
+    s = (g.float() + 0.1 * torch.randn(1000, generator=generator)).to(dtype)
+    expected = (9.0 * s.float() - 8.0 * g.float()).to(dtype)
+    ones = [torch.ones(())] * 3
+    METHODS["wsam"](gamma=0.9).combine([g], [s], Products(*ones, torch.tensor(True)), Point([s], [s]))
+    assert torch.equal(s, expected)

@@ -105,7 +105,8 @@ def adapter_pairs(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
     adapters_b: Any
     for module in model.modules():
         for name_a, name_b in (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")):
-            adapters_a, adapters_b = getattr(module, name_a, None), getattr(module, name_b, None)
+            adapters_a: Any = getattr(module, name_a, None)
+            adapters_b: Any = getattr(module, name_b, None)
             if not isinstance(adapters_a, (nn.ModuleDict, nn.ParameterDict)):  # of the same name, and none of PEFT's
                 continue
             for adapter in adapters_a:
