@@ -42,7 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "none, LoRA": {"sam_method": "none", "lora": True},
     "nbar, LoRA": {"sam_method": "nbar", "lora": True},
 }
-BASELINES = {"nbar, LoRA": "none, LoRA"}
+BASELINES = {"none, LoRA": "none, LoRA", "nbar, LoRA": "none, LoRA"}
 
 
 class UpdateTimer(TrainerCallback):
