@@ -102,7 +102,6 @@ class NBAR(Method):
 def adapter_pairs(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """(A, B) of every LoRA adapter in a PEFT model, those of embeddings included."""
     pairs = []
-    adapters_b: Any
     for module in model.modules():
         for name_a, name_b in (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")):
             adapters_a: Any = getattr(module, name_a, None)
