@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=1, help="updates a variant in each round, at least")
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds")
     parser.add_argument("--output", type=Path, help="result file")
+    parser.add_argument("--memory_only", action="store_true", help="measure the memory anew in the result file")
     parser.add_argument("--memory_of", choices=list(VARIANTS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     logging.set_verbosity_error()
@@ -164,12 +165,15 @@ def main() -> None:
         if options.memory_of:
             print(json.dumps(peak_memory(options.memory_of, options, output_dir)))
             return
-        result = {
-            "environment": environment(),
-            "settings": {k: getattr(options, k) for k in ("batch_size", "length", "updates", "rounds")},
-            "time": time_in_turn(options, output_dir),
-            "memory": memory_by_process(),
-        }
+        if options.memory_only:
+            result = json.loads(options.output.read_text())
+        else:
+            result = {
+                "environment": environment(),
+                "settings": {k: getattr(options, k) for k in ("batch_size", "length", "updates", "rounds")},
+                "time": time_in_turn(options, output_dir),
+            }
+        result |= {"memory_environment": environment(), "memory": memory_by_process()}
     text = json.dumps(result, indent=2)
     print(text)
     if options.output:

@@ -20,7 +20,10 @@ def add_scaled(s: Sequence[Tensor], share_of_s: Tensor, g: Sequence[Tensor], sha
     """s ← share_of_s · s + share_of_g · g, where g is not finite and its share is 0 too."""
     for target, gradient in zip(s, g, strict=True):
         part, dtype = local(target), wide(target.dtype)
-        # Rounded to bf16 once: shares of both signs cancel much of s and g
         other = local(gradient).to(dtype) * share_of_g.to(part.device, dtype)
         other.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-        part.copy_(part.to(dtype) * share_of_s.to(part.device, dtype) + other)
+        # Rounded to bf16 once: shares of both signs cancel much of s and g
+        exact = part if part.dtype == dtype else part.to(dtype)
+        exact.mul_(share_of_s.to(part.device, dtype)).add_(other)
+        if exact is not part:
+            part.copy_(exact)
