@@ -43,12 +43,13 @@ class ASAM(Method):
         clear_if_not_finite(grads, finite)
         directions = [grad.to(wide(grad.dtype)) for grad in grads]
         # ‖T g‖ first, then T² g in the same memory
-        self._scale(directions, at)
+        self.scale(directions, at)
         scale = along(directions, norm, finite).scale
-        self._scale(directions, at)
+        self.scale(directions, at)
         return Ascent(directions, scale, norm, finite)
 
-    def _scale(self, directions: list[Tensor], at: Point) -> None:
+    def scale(self, directions: list[Tensor], at: Point) -> None:
+        """Multiply `directions` by T, in place."""
         for direction, weight, name in zip(directions, at.weights, at.names, strict=True):
             if "weight" in name:
                 part = local(direction)
