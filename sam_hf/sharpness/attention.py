@@ -67,20 +67,58 @@ def find_attention(oracle: LossOracle, product: str) -> Attention:
 
 def _problem(oracle: LossOracle, attention: Attention) -> str | None:
     """What keeps the model from being differentiated twice, or `None`. Errors of first derivatives are raised."""
+    generator = torch.Generator().manual_seed(oracle.seed)
+    vector = torch.randn(oracle.dimension, dtype=oracle.dtype, generator=generator).to(oracle.device)
     for batch, _ in oracle.passes(oracle.batches[:1]):
         with torch.enable_grad(), ExitStack() as stack:
             try:
                 stack.enter_context(attention.scope())
             except NotImplementedError as error:
                 return str(error)
-            gradient = oracle.first_order(batch, create_graph=True)
+            value = oracle.value(batch)
+            doubtful = _has_functions_of_its_own(value)
+            gradient = oracle.first_order(value, create_graph=True)
             try:
-                oracle.second_order(gradient, torch.ones(oracle.dimension, dtype=oracle.dtype, device=oracle.device))
+                product = oracle.second_order(gradient, vector)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
                 return str(error).strip().splitlines()[0]
+            if doubtful:
+                return _disagreement(oracle, product, vector)
     return None
+
+
+def _has_functions_of_its_own(value: torch.Tensor) -> bool:
+    """
+    Whether the loss was computed by an `autograd.Function`, Python's or C++'s, other than torch's.
+
+    Where such a one is not differentiable twice (`once_differentiable`, kernels called in `backward`), its part of the
+    second derivative is left out without an error.
+    """
+    seen, ahead = set(), [value.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        if isinstance(node, torch.autograd.function.BackwardCFunction) or "CppNode" in node.name():
+            return True
+        seen.add(node)
+        ahead += [following for following, _ in node.next_functions]
+    return False
+
+
+def _disagreement(oracle: LossOracle, product: Sequence[torch.Tensor], vector: torch.Tensor) -> str | None:
+    """Where exact products are no closer to finite differences than these are exact, they are not used."""
+    expected = oracle.difference(vector, lambda: oracle.gradient_on(oracle.batches[:1]))
+    found = torch.cat([part.flatten() for part in product])
+    error, size = float((found - expected).norm()), float(expected.norm())
+    if error <= oracle.step * size:
+        return None
+    return (
+        "it has an autograd.Function of its own, whose second derivative is not that of its gradient (relative "
+        f"difference {error / max(size, torch.finfo(oracle.dtype).tiny):.1e})"
+    )
 
 
 def _because(problems: Sequence[str]) -> str:

@@ -200,7 +200,8 @@ class Trace:
     Attributes:
         value (`float`): the estimate, the sum of all eigenvalues.
         standard_error (`float`): of the estimate, from the spread of its probes: about 95 % of estimates are within
-            two of them. 0 where the sketch holds the whole space.
+            two of them, fewer where there are few probes and one eigenvalue outweighs the rest. 0 where the sketch
+            holds the whole range.
         samples (`Tensor`): one estimate a probe, of shape `(probes,)`, float64.
         products (`int`): Hessian-vector products that were taken.
     """

@@ -63,6 +63,7 @@ class LossOracle:
         parameters (`dict[str, nn.Parameter]`): w, by name.
         dimension (`int`): the number of elements of w, P.
         batches (`list`): this process's batches.
+        step (`float`): ‖hv‖₂ of finite differences.
 
     Batches weigh by their number of examples, as in Trainer's `eval_loss`. A language model's loss is a mean over
     tokens: there, how examples are put together in batches counts.
@@ -94,7 +95,7 @@ class LossOracle:
         self.dimension = sum(p.numel() for p in self.parameters.values())
         first = next(iter(self.parameters.values()))
         self.device, self.dtype = first.device, first.dtype
-        self._step = finite_difference_step or 2 * torch.finfo(self.dtype).eps ** (1 / 3)
+        self.step = finite_difference_step or 2 * torch.finfo(self.dtype).eps ** (1 / 3)
         self._loss = loss or model_loss
         self._trainer: Any = None
         self._product = product
@@ -165,7 +166,7 @@ class LossOracle:
             if self._attention is None:
                 self._attention = find_attention(self, self._product)
             if self._attention is FINITE_DIFFERENCE:
-                result = torch.stack([self._difference(row) for row in rows])
+                result = torch.stack([self.difference(row, self.gradient) for row in rows])
             else:
                 with self._attention.scope():
                     result = self._mean(*self._product_sum(rows))
@@ -192,7 +193,7 @@ class LossOracle:
 
     def progress(self, total: int, description: str) -> Any:
         """A progress bar as transformers makes them, on the first process alone."""
-        return logging.tqdm(total=total, desc=description, disable=self._disable_tqdm or None)
+        return logging.tqdm(total=total, desc=description, disable=self._disable_tqdm)
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
@@ -223,7 +224,7 @@ class LossOracle:
         total, examples = 0.0, 0
         with self.measuring(), torch.no_grad():
             for batch, size in self.passes(batches):
-                total += size * float(self._loss(self.model, batch))
+                total += size * float(self.value(batch))
                 examples += size
         return total, examples
 
@@ -231,7 +232,7 @@ class LossOracle:
         total, examples = torch.zeros(self.dimension, dtype=self.dtype, device=self.device), 0
         with self.measuring(), torch.enable_grad():
             for batch, size in self.passes(batches):
-                self._add(total, self.first_order(batch), size)
+                self._add(total, self.first_order(self.value(batch)), size)
                 examples += size
         return total, examples
 
@@ -239,23 +240,26 @@ class LossOracle:
         total, examples = torch.zeros_like(rows), 0
         with torch.enable_grad():
             for batch, size in self.passes(self.batches):
-                gradient = self.first_order(batch, create_graph=True)
+                gradient = self.first_order(self.value(batch), create_graph=True)
                 for index, row in enumerate(rows):
                     self._add(total[index], self.second_order(gradient, row, index + 1 < len(rows)), size)
                 examples += size
         return total, examples
 
-    def first_order(self, batch: Any, create_graph: bool = False) -> list[Tensor]:
-        """The gradient of one batch's loss."""
+    def value(self, batch: Any) -> Tensor:
+        """The loss of one batch on the device."""
+        return self._loss(self.model, batch)
+
+    def first_order(self, value: Tensor, create_graph: bool = False) -> list[Tensor]:
+        """Its gradient."""
         parameters = list(self.parameters.values())
-        value = self._loss(self.model, batch)
         gradient = torch.autograd.grad(
             value, parameters, create_graph=create_graph, allow_unused=True, materialize_grads=True
         )
         return dense(gradient)
 
     def second_order(self, gradient: Sequence[Tensor], row: Tensor, again: bool = False) -> Sequence[Tensor]:
-        """The product of its Hessian and `row`; `again`: another row follows."""
+        """The product of its Hessian and `row`. `again`: another row follows."""
         pairs = [(g, v) for g, v in zip(gradient, self.split(row), strict=True) if g.requires_grad]
         if not pairs:  # the loss is linear
             return [torch.zeros_like(p) for p in self.parameters.values()]
@@ -269,16 +273,17 @@ class LossOracle:
         )
         return dense(products)
 
-    def _difference(self, row: Tensor) -> Tensor:
+    def difference(self, row: Tensor, gradient: Callable[[], Tensor]) -> Tensor:
+        """The product as a central difference of gradients."""
         norm = float(row.norm())
         if norm == 0:
             return torch.zeros_like(row)
         ends = []
         for sign in (1, -1):
             with Perturbation() as perturbation:
-                self.perturb(perturbation, row.clone(), sign * self._step / norm)
-                ends.append(self.gradient())
-        return ends[0].sub_(ends[1]).mul_(norm / (2 * self._step))
+                self.perturb(perturbation, row.clone(), sign * self.step / norm)
+                ends.append(gradient())
+        return ends[0].sub_(ends[1]).mul_(norm / (2 * self.step))
 
     def perturb(self, perturbation: Perturbation, direction: Tensor, radius: float) -> None:
         """Add `radius` · `direction` to w. Overwrites `direction`, of shape `(P,)`."""

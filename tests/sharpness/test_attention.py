@@ -82,33 +82,70 @@ class Once(torch.autograd.Function):
         return gradient * (1 - torch.tanh(ctx.saved_tensors[0]) ** 2)
 
 
-class OnceDifferentiable(nn.Module):
-    def forward(self, x):
-        return Once.apply(x)
-
-
 def test_finite_differences_where_nothing_else_is_left(said):
-    oracle = oracle_of(perceptron(OnceDifferentiable))
+    oracle = oracle_of(perceptron(lambda: Applied(Once)))
     exact = exact_hessian(perceptron(nn.Tanh), points(10))
     torch.testing.assert_close(whole_matrix(oracle), exact, rtol=0, atol=1e-8)
-    assert len(said) == 1 and "finite differences" in said[0] and "once_differentiable" in said[0]
+    assert len(said) == 1 and "finite differences" in said[0] and "autograd.Function" in said[0]
     with pytest.raises(RuntimeError, match=r'cannot be differentiated twice .* Use product="finite_difference"'):
-        whole_matrix(oracle_of(perceptron(OnceDifferentiable), product="double_backward"))
+        whole_matrix(oracle_of(perceptron(lambda: Applied(Once)), product="double_backward"))
 
 
-def test_kernels_of_third_parties_are_not_tried(said, monkeypatch):
-    """They may drop out of the second derivative without an error: what the log says is that they were replaced."""
+class Silent(torch.autograd.Function):
+    """A right gradient that has none itself, as kernels give it."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.detach()
+
+
+class Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * (1 - torch.tanh(ctx.saved_tensors[0]) ** 2)
+
+
+class Applied(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function.apply(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_functions_that_drop_out_of_the_second_derivative_are_found_out(said, dtype):
+    data = points(10, dtype)
+    oracle = oracle_of(perceptron(lambda: Applied(Silent)).to(dtype), data)
+    exact = exact_hessian(perceptron().to(dtype), data)
+    v = random_vector(oracle)
+    tolerance = 1e-2 if dtype == torch.float32 else 1e-6
+    assert float((oracle.hvp(v) - exact @ v).norm() / (exact @ v).norm()) < tolerance
+    assert len(said) == 1 and "finite differences" in said[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_functions_that_do_not_are_differentiated_twice(said, dtype):
+    data = points(10, dtype)
+    oracle = oracle_of(perceptron(lambda: Applied(Twice)).to(dtype), data)
+    exact = exact_hessian(perceptron(nn.Tanh).to(dtype), data)
+    torch.testing.assert_close(whole_matrix(oracle), exact, rtol=1e-5, atol=1e-7)
+    assert not said
+
+
+def test_kernels_of_third_parties_are_not_tried(said):
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    class Silent(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, gradient):
-            return gradient.detach()  # right, and without a second derivative
 
     def silent(module, query, key, value, *args, **kwargs):
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
@@ -154,7 +191,7 @@ def test_parts_with_attention_of_their_own():
     torch.testing.assert_close(product, differences, rtol=0, atol=1e-7 * float(product.norm()))
 
 
-def test_progress_bars(capsys, monkeypatch):
+def test_progress_bars(capsys):
     from sam_hf.sharpness import hessian_eigenvalues
 
     batches = batches_of(points(8), 4)

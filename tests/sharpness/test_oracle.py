@@ -1,4 +1,4 @@
-"""The loss, its gradient and its Hessian are those of the examples, however they are batched and whoever computes it."""
+"""The loss, its gradient and its Hessian are those of the examples, however they are batched."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_chosen_parameters():
     )
     assert not model.second.weight.requires_grad
     assert "second.weight" not in oracle_of(model, data).parameters
-    with pytest.raises(ValueError, match="'third.weight' is none of the model's"):
+    with pytest.raises(ValueError, match="none of the model"):
         oracle_of(model, data, parameters=["third.weight"])
 
 
