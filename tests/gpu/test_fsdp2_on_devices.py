@@ -11,7 +11,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fsdp2_trainer_worker import make, whole_weights
+from fsdp2_device_worker import make, whole_weights
 
 pytestmark = [pytest.mark.gpu, pytest.mark.distributed]
 
@@ -20,7 +20,7 @@ def sharded_result(out: Path, ranks: int, **options: int) -> dict:
     tests = str(Path(__file__).parents[1])
     answer = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        + [str(Path(__file__).parent / "fsdp2_trainer_worker.py"), str(out)]
+        + [str(Path(__file__).parent / "fsdp2_device_worker.py"), str(out)]
         + [f"{name}={value}" for name, value in options.items()],
         capture_output=True,
         text=True,
