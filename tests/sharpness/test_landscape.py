@@ -208,7 +208,6 @@ def test_adapters_of_one_base_model():
         (lambda oracle: loss_surface(oracle, random_directions(oracle, 1), [0.0], [1.0]), "without a second"),
         (lambda oracle: random_directions(oracle, 0), "count=0"),
     ],
-    ids=str,
 )
 def test_refused(call, message):
     with pytest.raises(ValueError, match=message):
