@@ -11,7 +11,7 @@ from causal import llama, preferences, reward_model, run, texts, with_sam
 from tiny import perceptron, points, trained
 from transformers import Trainer
 
-from sam_hf import SAMArguments, SAMMixin
+from sam_hf import SAMMixin, SAMTrainingArguments
 
 trl = pytest.importorskip("trl")
 experimental = pytest.importorskip("trl.experimental")
@@ -37,11 +37,10 @@ def trainers():
 def unbuilt(trainer_class: type, sam_method: str = "sam"):
     """SAM over the class, with what the check reads; models, teachers and servers are not needed for it."""
     trainer = object.__new__(type("Mine", (SAMMixin, trainer_class), {}))
-    trainer.args = SAMArguments(sam_method=sam_method)
-    trainer.args.optim = "adamw_torch"
-    trainer.args.device = SimpleNamespace(type="cpu")
-    trainer.accelerator = SimpleNamespace(state=SimpleNamespace(), parallelism_config=None)
-    trainer.is_deepspeed_enabled = False
+    trainer.args = SAMTrainingArguments(use_cpu=True, report_to="none", sam_method=sam_method)
+    trainer.accelerator = SimpleNamespace(state=SimpleNamespace(), parallelism_config=None, even_batches=True)
+    trainer.is_deepspeed_enabled = trainer.is_fsdp_enabled = False
+    trainer.model = None
     return trainer
 
 
