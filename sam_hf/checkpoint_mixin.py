@@ -42,7 +42,7 @@ class CheckpointMixin(_Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.sam_args.sam_method == "none":
             return
-        tensors = self._sam_runner.state(self._parameter_names())
+        tensors = self._sam_runner.state(self._parameter_names(), self.optimizer)
         if tensors and (self._own_state_rank() is not None or self.args.should_save):
             save_tensors(tensors_path(output_dir, self._own_state_rank()), tensors)
         if self.args.should_save:

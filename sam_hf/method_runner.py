@@ -16,17 +16,18 @@ from .training_args import SAMArguments, method_class
 class MethodRunner:
     """Keeps one method over a run, however often it is asked for; a new one where its arguments change."""
 
+    _method: Method | None = None
+    _made_of: tuple | None = None
+    _bound_to: nn.Module | None = None
+    _hooked: Any = None
+
     def __init__(self) -> None:
-        self._method: Method | None = None
-        self._made_of: tuple | None = None
-        self._bound_to: nn.Module | None = None
-        self._hooked: Any = None
         self._handles: list[Any] = []
 
     def reset(self) -> None:
         """Before a run: nothing is left of the one before."""
         self.release()
-        self.__init__()  # type: ignore[misc]
+        self._method = self._made_of = self._bound_to = None
 
     def release(self) -> None:
         """After a run: who steps the optimizer now is no affair of the method's. What it keeps can still be saved."""
@@ -68,20 +69,21 @@ class MethodRunner:
             self._handles.append(inner.register_step_post_hook(_told(inner, method.after_step)))
         self._hooked = optimizer
 
-    def state(self, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
+    def state(self, names: Mapping[Tensor, str], optimizer: Any) -> dict[str, Tensor]:
         """
         What outlives an update, by `slot/parameter`, and numbers by name.
 
         Args:
-            names: the model's parameters with their names. Others (of a loss module) go by their place in the slot.
+            names: the model's parameters with their names. Others (of a loss module) go by their place in `optimizer`.
         """
         method = self._method
         if method is None:
             return {}
+        named = _named(names, optimizer)
         state = {name: number.reshape(1) for name, number in method.numbers.items()}
         for slot, tensors in method.tensors.items():
-            for place, (parameter, tensor) in enumerate(tensors.items()):
-                state[f"{slot}/{names.get(parameter, place)}"] = tensor.contiguous()
+            for parameter, tensor in tensors.items():
+                state[f"{slot}/{named[parameter]}"] = tensor.contiguous()
         return state
 
     def load_state(self, state: Mapping[str, Tensor], names: Mapping[Tensor, str], optimizer: Any) -> None:
@@ -91,18 +93,22 @@ class MethodRunner:
         """
         method = self._method
         assert method is not None
-        stepped = [p for group in optimizer.param_groups for p in group["params"]]
-        by_name = {name: parameter for parameter, name in names.items()}
-        by_name |= {str(place): parameter for place, parameter in enumerate(stepped) if parameter not in names}
+        by_name = {name: parameter for parameter, name in _named(names, optimizer).items()}
+        device = next(iter(by_name.values())).device
         for key, tensor in state.items():
             slot, slash, name = key.partition("/")
             if not slash:
-                method.numbers[key] = tensor.reshape(()).to(stepped[0].device)
+                method.numbers[key] = tensor.reshape(()).to(device)
                 continue
             parameter = by_name.get(name)
             if parameter is None or local(parameter).shape != tensor.shape:
                 raise ValueError(f"{key!r} is of another model")
             method.tensors.setdefault(slot, {})[parameter] = tensor.to(parameter.device)
+
+
+def _named(names: Mapping[Tensor, str], optimizer: Any) -> dict[Tensor, str]:
+    stepped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {parameter: f"optimizer/{place}" for place, parameter in enumerate(stepped)} | dict(names)
 
 
 def _told(optimizer: Any, tell: Callable[[Any], None]) -> Callable[..., None]:

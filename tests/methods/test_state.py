@@ -13,7 +13,9 @@ from runs import both
 from safetensors.torch import load_file
 from tiny import Watch, assert_same, flat, perceptron, points, snapshot, trainer_of
 from torch import nn
+from transformers import TrainerCallback
 
+from sam_hf import SAMTrainer
 from sam_hf.methods import METHODS, Point, Products
 
 REMEMBERING = ["fsam", "vasso", "looksam"]
@@ -192,3 +194,44 @@ def test_looksam_forgets_the_part_of_what_an_update_did_not_use(finite):
     assert method.tensors["part"][unused].tolist() == [0.0, 1.0]
     combine([used], finite)
     assert method.tensors["part"][unused].tolist() == ([0.0, 0.0] if finite else [0.0, 1.0])
+
+
+class WithLossParameters(SAMTrainer):
+    """Its loss has two parameters that the model has not, of one shape, and uses the second."""
+
+    def create_optimizer(self, model=None):
+        super().create_optimizer(model)
+        self.of_loss = [nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2)]
+        self.optimizer.add_param_group({"params": self.of_loss})
+        return self.optimizer
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        logits = model(inputs["x"])["logits"] * self.of_loss[1]
+        return nn.functional.cross_entropy(logits, inputs["labels"])
+
+
+class AtTheStart(TrainerCallback):
+    """Calls `look` when the checkpoint is loaded and no update was made yet."""
+
+    def __init__(self, look):
+        self.look = look
+
+    def on_train_begin(self, *args, **kwargs):
+        self.look()
+
+
+def test_parameters_that_are_not_the_models_get_their_own_back(tmp_path):
+    def make(steps):
+        run = {"sam_method": "fsam", "sam_rho": 0.1, "save_strategy": "steps", "save_steps": 2, "max_steps": steps}
+        return trainer_of(perceptron(), points(16), tmp_path, WithLossParameters, **run)
+
+    def averages(trainer):
+        return trainer._sam_runner.method(trainer.sam_args).tensors["average"]
+
+    first, second, found = make(2), make(3), []
+    first.train()
+    expected = averages(first)[first.of_loss[1]]
+    second.add_callback(AtTheStart(lambda: found.append({p: t.clone() for p, t in averages(second).items()})))
+    second.train(resume_from_checkpoint=True)
+    assert torch.equal(found[0][second.of_loss[1]], expected) and expected.any()
+    assert second.of_loss[0] not in found[0]
