@@ -25,6 +25,7 @@ logger = logging.get_logger(__name__)
 
 STATE_NAME = "sam_state.json"
 _VERSION = 1
+_KEYS = {"version": int, "method": str, "world_size": int, "tensors": bool}
 # Trainer writes it last
 _TRAINER_STATE_NAME = "trainer_state.json"
 
@@ -52,10 +53,10 @@ def load_state(folder: str | os.PathLike) -> dict[str, Any] | None:
         state = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error})") from error
-    if not isinstance(state, dict) or not isinstance(state.get("method"), str):
-        raise ValueError(f"{path} names no method: it holds {json.dumps(state)[:80]}")
-    if state.get("version") != _VERSION:
-        raise ValueError(f"{path} has version {state.get('version')!r}, and this sam_hf reads {_VERSION}")
+    if isinstance(state, dict) and state.get("version", _VERSION) != _VERSION:
+        raise ValueError(f"{path} has version {state['version']!r}, and this sam_hf reads {_VERSION}")
+    if not isinstance(state, dict) or not all(isinstance(state.get(key), kind) for key, kind in _KEYS.items()):
+        raise ValueError(f"{path} lacks {', '.join(_KEYS)} or has something else there: {json.dumps(state)[:120]}")
     return state
 
 
@@ -108,7 +109,7 @@ def _what_is_missing(checkpoint: Path) -> str | None:
     except ValueError:
         state = None  # its own message comes when it is resumed from
     # The other processes write their generators at their own pace
-    for rank in range(state["world_size"]) if state and state.get("world_size", 1) > 1 else ():
+    for rank in range(state["world_size"]) if state and state["world_size"] > 1 else ():
         if not zipfile.is_zipfile(checkpoint / f"rng_state_{rank}.pth"):
             return f"it has no readable rng_state_{rank}.pth"
     return None

@@ -113,7 +113,9 @@ def test_checkpoints_of_plain_trainer_resume_under_sam_and_back(tmp_path, first)
     assert_same(snapshot(model), snapshot(changing))
 
 
-@pytest.mark.parametrize("content", ["", '{"version": 1, "met', "[]", '{"version": 9, "method": "sam"}'])
+@pytest.mark.parametrize(
+    "content", ["", '{"version": 1, "met', "[]", '{"version": 9}', '{"version": 1, "method": "sam"}']
+)
 def test_corrupt_state_file_is_named_and_training_resumes_without_it(tmp_path, caplog, content):
     model, trainer = make(tmp_path, {"max_steps": 3})
     trainer.train()
@@ -138,7 +140,7 @@ def test_last_whole_checkpoint(tmp_path):
     state = three / "trainer_state.json"
     state.write_text(state.read_text()[:-20])
     assert last_whole_checkpoint(tmp_path) == str(two)
-    (two / "sam_state.json").write_text('{"version": 1, "method": "sam", "world_size": 2}')
+    (two / "sam_state.json").write_text('{"version": 1, "method": "sam", "world_size": 2, "tensors": false}')
     shutil.copy(two / "rng_state.pth", two / "rng_state_0.pth")
     assert last_whole_checkpoint(tmp_path) == str(one), "the generators of rank 1 are missing"
     (two / "rng_state_1.pth").write_bytes((two / "rng_state.pth").read_bytes()[:-100])
