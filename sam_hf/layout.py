@@ -37,8 +37,9 @@ class Layout:
     ):
         self.model = model
         self.targets = targets
-        self.names = {parameter: plain_name(name) for name, parameter in model.named_parameters()}
-        self.left_out = left_out(model, targets)
+        own = bare(model)
+        self.names = {parameter: plain_name(name) for name, parameter in own.named_parameters()}
+        self.left_out = left_out(own, targets)
         modules = list(model.modules())
         self.checkpoints_reentrantly = any(_checkpoints_reentrantly(module) for module in modules)
         self.normalisation = normalisation_with_statistics(modules)
@@ -58,3 +59,14 @@ def _checkpoints_reentrantly(module: nn.Module) -> bool:
     return bool(
         getattr(module, "gradient_checkpointing", False) and getattr(checkpoint, "keywords", {}).get("use_reentrant")
     )
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model without what DDP, `nn.DataParallel` and `torch.compile` put around it."""
+    while True:
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model

@@ -72,5 +72,5 @@ def _matches(name: str, targets: str | Sequence[str]) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """A module's or parameter's name without what torch.compile and DDP put around the model."""
-    return name.replace("_orig_mod.", "").removeprefix("module.")
+    """A module's or parameter's name without what torch.compile puts around parts of a model."""
+    return name.replace("_orig_mod.", "")

@@ -177,7 +177,7 @@ def loss_between(oracle: LossOracle, state: State, alphas: Sequence[float] | Ten
     tensors: list[Tensor] = []
     differences: list[Tensor] = []
     for name, tensor in [*oracle.model.named_parameters(), *oracle.model.named_buffers()]:
-        in_state = plain_name(name) in other
+        in_state = _find(other, name) is not None
         if not tensor.is_floating_point() or not (in_state or name in oracle.parameters):
             continue  # not persistent, or frozen and not saved, as the base model of adapters
         tensors.append(tensor)
@@ -198,8 +198,14 @@ def _plain(state: State) -> dict[str, Tensor]:
     return {plain_name(name): tensor for name, tensor in state.items()}
 
 
+def _find(state: State, name: str) -> Tensor | None:
+    """By the model's own name, or as the state dict of a model in DDP has it."""
+    name = plain_name(name)
+    return state.get(name, state.get(f"module.{name}"))
+
+
 def _entry(state: State, name: str, like: Tensor) -> Tensor:
-    entry = state.get(plain_name(name))
+    entry = _find(state, name)
     if entry is None or entry.shape != like.shape:
         found = "it is missing" if entry is None else f"shape {tuple(entry.shape)}"
         raise ValueError(

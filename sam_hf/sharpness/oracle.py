@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from ..counters import uncounted
 from ..gradients import dense
+from ..layout import bare
 from ..methods import Ascent
 from ..perturbation import Perturbation
 from ..rng import random_devices
@@ -21,7 +22,7 @@ from . import scope
 from .attention import FINITE_DIFFERENCE, PRODUCTS, Attention, find_attention
 from .examples import draw, examples_in, groups_of, processes
 from .losses import model_loss, trainer_loss
-from .weights import bare, chosen_parameters
+from .weights import chosen_parameters
 
 
 class LossOracle:

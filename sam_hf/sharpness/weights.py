@@ -13,17 +13,6 @@ from ..rounding import LOW_PRECISION
 logger = logging.get_logger(__name__)
 
 
-def bare(model: nn.Module) -> nn.Module:
-    """The model without what DDP, `nn.DataParallel` and `torch.compile` put around it."""
-    while True:
-        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            model = model.module
-        elif hasattr(model, "_orig_mod"):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
-
-
 def chosen_parameters(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Parameter]:
     """
     The parameters to measure over, by name, each once.

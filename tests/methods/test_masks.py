@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import Watch, bert, flat, relative_difference, sentences, trained
+from tiny import Watch, bert, flat, perceptron, points, relative_difference, sentences, trained, trainer_of
+from torch import nn
 from torch._dynamo.utils import counters
 from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
 
@@ -85,3 +86,23 @@ def test_torch_compile_makes_a_graph_a_kind_of_pass(tmp_path, name):
     trained(compiled, sentences(24), tmp_path, callbacks=[graphs], **backend, **run)
     assert graphs.counts == [kinds] * 4
     assert relative_difference(flat(compiled), flat(eager)) < 1e-9
+
+
+class Wrapped(nn.Module):
+    """A model whose own submodule has the name that DDP gives to what it wraps."""
+
+    accepts_loss_kwargs = False
+
+    def __init__(self):
+        super().__init__()
+        self.module = perceptron()
+
+    def forward(self, x, labels=None):
+        return self.module(x, labels)
+
+
+def test_a_module_of_the_users_called_module_keeps_its_name(tmp_path):
+    trainer = trainer_of(Wrapped(), points(8), tmp_path, sam_target_modules=r"module\.first", max_steps=1)
+    trainer.train()
+    covered = {name for name, p in trainer.model.named_parameters() if trainer._sam_layout.covers(p)}
+    assert covered == {"module.first.weight", "module.first.bias"}
