@@ -35,11 +35,19 @@ def check_supported(trainer: Any) -> None:
     Args:
         trainer ([`~transformers.Trainer`]): a trainer whose accelerator exists.
     """
+    for refused, reason in (*_of_the_launch(trainer), *_of_the_data(trainer)):
+        if refused:
+            method = trainer.sam_args.sam_method
+            raise ValueError(f"sam_method={method!r} does not support {reason}, or sam_method='none'.")
+
+
+def _of_the_launch(trainer: Any) -> list[tuple[bool, str]]:
+    """What gradients are computed, reduced and stepped by."""
     args = trainer.args
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     parallelism = getattr(trainer.accelerator, "parallelism_config", None)
     optimizer = str(getattr(args.optim, "value", args.optim))
-    refusals = [
+    return [
         (
             trainer.is_deepspeed_enabled,
             "DeepSpeed, whose engine steps the optimizer inside every backward pass. Use DDP, or FSDP2 for models "
@@ -61,15 +69,22 @@ def check_supported(trainer: Any) -> None:
             "after it",
         ),
         (
+            bool(args.ddp_static_graph) and args.world_size > 1 and not trainer.sam_args.sam_sync_perturbation,
+            "ddp_static_graph=True, with which DDP has to reduce the first pass of all: ε is made of gradients that "
+            "are not reduced. Use sam_sync_perturbation=True, or ddp_find_unused_parameters=False instead",
+        ),
+    ]
+
+
+def _of_the_data(trainer: Any) -> list[tuple[bool, str]]:
+    """What a pass covers, and how batches can be cut."""
+    args = trainer.args
+    return [
+        (
             _slices_are_out_of_step(trainer),
             "slices (sam_m below per_device_train_batch_size, or sam_ascent_fraction) that share a perturbation "
             "between devices whose last batches differ in size (even_batches=False): one would wait for the other. "
             "Use dataloader_drop_last=True",
-        ),
-        (
-            bool(args.ddp_static_graph) and args.world_size > 1 and not trainer.sam_args.sam_sync_perturbation,
-            "ddp_static_graph=True, with which DDP has to reduce the first pass of all: ε is made of gradients that "
-            "are not reduced. Use sam_sync_perturbation=True, or ddp_find_unused_parameters=False instead",
         ),
         (
             _stands_over(trainer, _STATEFUL_TRAINERS),
@@ -89,10 +104,6 @@ def check_supported(trainer: Any) -> None:
             "stack pairs: their first rows are not the first examples. Leave it out",
         ),
     ]
-    for refused, reason in refusals:
-        if refused:
-            method = trainer.sam_args.sam_method
-            raise ValueError(f"sam_method={method!r} does not support {reason}, or sam_method='none'.")
 
 
 def _stands_over(trainer: Any, names: set[str]) -> bool:
