@@ -25,8 +25,8 @@ class MomentumWindow:
         method ([`~sam_hf.methods.Method`]): what ε is made of.
         radius (`float`): ρ of this update.
         optimizer (`torch.optim.Optimizer`): whose first moment it is.
-        rounding (`Callable`, *optional*): → how w + ε is rounded to bf16 and fp16 weights, the same for each
-            micro-batch.
+        rounding ([`~sam_hf.rounding.StochasticRounding`], *optional*): how w + ε is rounded to bf16 and fp16
+            weights, the same for each micro-batch.
     """
 
     slices_batches = False
@@ -90,9 +90,6 @@ class PlainWindow:
         method ([`~sam_hf.methods.Method`], *optional*): changes the gradient of plain updates between two of its own.
     """
 
-    slices_batches = False
-    perturbation_ratio = None
-
     def __init__(self, batches: Sequence[dict[str, Any]], method: Method | None = None):
         self.method = method
         self._size = len(batches)
@@ -106,6 +103,3 @@ class PlainWindow:
         """A micro-batch was passed over, by Trainer alone. Whether it was the last one."""
         self._position += 1
         return self.is_complete
-
-    def abandon(self) -> None:
-        """As in plain training: `p.grad` goes into the next update."""

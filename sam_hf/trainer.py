@@ -200,7 +200,8 @@ class SAMMixin(CheckpointMixin):
             all_parameters=list(dict.fromkeys([*stepped, *layout.names])),
             own_name=layout.own_name,
             average=lambda tensors: self.accelerator.reduce(tensors, reduction="mean"),
-            skip_unperturbed=bool(layout.left_out) and not self._needs_all_gradients(),
+            # Reentrant checkpointing makes gradients only inside layers whose inputs have one
+            skip_unperturbed=bool(layout.left_out) and not layout.checkpoints_reentrantly,
             means=self._sam_means,
             normalisation=layout.normalisation,
             random_devices=layout.random_devices,
@@ -211,11 +212,6 @@ class SAMMixin(CheckpointMixin):
             replay_random=args.sam_replay_rng,
             hold_statistics=args.sam_batch_norm == "first",
         )
-
-    def _needs_all_gradients(self) -> bool:
-        """Reentrant checkpointing makes gradients only inside layers whose inputs have one."""
-        assert self._sam_layout is not None
-        return self._sam_layout.checkpoints_reentrantly
 
     def _rounding(self) -> StochasticRounding:
         shared = self.sam_args.sam_sync_perturbation or is_fsdp(self.model_wrapped)
