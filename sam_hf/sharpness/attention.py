@@ -11,6 +11,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.utils import logging
 
+from .derivatives import first_order, second_order
+
 if TYPE_CHECKING:
     from .oracle import LossOracle
 
@@ -77,9 +79,10 @@ def _problem(oracle: LossOracle, attention: Attention) -> str | None:
                 return str(error)
             value = oracle.value(batch)
             doubtful = _has_functions_of_its_own(value)
-            gradient = oracle.first_order(value, create_graph=True)
+            weights = list(oracle.parameters.values())
+            gradient = first_order(value, weights, create_graph=True)
             try:
-                product = oracle.second_order(gradient, vector)
+                product = second_order(gradient, weights, oracle.split(vector))
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:

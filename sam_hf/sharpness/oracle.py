@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..counters import uncounted
-from ..gradients import dense
 from ..layout import bare
 from ..methods import Ascent
 from ..perturbation import Perturbation
 from ..rng import random_devices
 from . import scope
 from .attention import FINITE_DIFFERENCE, PRODUCTS, Attention, find_attention
+from .derivatives import first_order, second_order
 from .examples import draw, examples_in, groups_of, processes
 from .losses import model_loss, trainer_loss
 from .weights import chosen_parameters
@@ -231,48 +231,28 @@ class LossOracle:
 
     def _gradient_sum(self, batches: Sequence[Any]) -> tuple[Tensor, int]:
         total, examples = torch.zeros(self.dimension, dtype=self.dtype, device=self.device), 0
+        weights = list(self.parameters.values())
         with self.measuring(), torch.enable_grad():
             for batch, size in self.passes(batches):
-                self._add(total, self.first_order(self.value(batch)), size)
+                self._add(total, first_order(self.value(batch), weights), size)
                 examples += size
         return total, examples
 
     def _product_sum(self, rows: Tensor) -> tuple[Tensor, int]:
         total, examples = torch.zeros_like(rows), 0
+        weights = list(self.parameters.values())
         with torch.enable_grad():
             for batch, size in self.passes(self.batches):
-                gradient = self.first_order(self.value(batch), create_graph=True)
+                gradient = first_order(self.value(batch), weights, create_graph=True)
                 for index, row in enumerate(rows):
-                    self._add(total[index], self.second_order(gradient, row, index + 1 < len(rows)), size)
+                    again = index + 1 < len(rows)
+                    self._add(total[index], second_order(gradient, weights, self.split(row), again), size)
                 examples += size
         return total, examples
 
     def value(self, batch: Any) -> Tensor:
         """The loss of one batch on the device."""
         return self._loss(self.model, batch)
-
-    def first_order(self, value: Tensor, create_graph: bool = False) -> list[Tensor]:
-        """Its gradient."""
-        parameters = list(self.parameters.values())
-        gradient = torch.autograd.grad(
-            value, parameters, create_graph=create_graph, allow_unused=True, materialize_grads=True
-        )
-        return dense(gradient)
-
-    def second_order(self, gradient: Sequence[Tensor], row: Tensor, again: bool = False) -> Sequence[Tensor]:
-        """The product of its Hessian and `row`. `again`: another row follows."""
-        pairs = [(g, v) for g, v in zip(gradient, self.split(row), strict=True) if g.requires_grad]
-        if not pairs:  # the loss is linear
-            return [torch.zeros_like(p) for p in self.parameters.values()]
-        products = torch.autograd.grad(
-            [g for g, _ in pairs],
-            list(self.parameters.values()),
-            [v for _, v in pairs],
-            retain_graph=again,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        return dense(products)
 
     def difference(self, row: Tensor, gradient: Callable[[], Tensor]) -> Tensor:
         """The product as a central difference of gradients."""
