@@ -42,16 +42,8 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import AutoImageProcessor, AutoModelForImageClassification, set_seed
 
     from sam_hf import SAMTrainer
-    from sam_hf.commands.data import load_labelled
     from sam_hf.commands.image_format import ImageFormat
-    from sam_hf.commands.images import (
-        BrokenImageError,
-        ImageTransform,
-        check_image_folder,
-        check_images,
-        encoded_images,
-        find_image_column,
-    )
+    from sam_hf.commands.images import BrokenImageError, ImageTransform, check_images
     from sam_hf.commands.lora import with_lora
     from sam_hf.commands.loss import loss_function
     from sam_hf.commands.models import from_checkpoint, model_path, starting_point
@@ -61,17 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     args.remove_unused_columns = False  # the transform needs the image column, which no model's forward names
     resume_from = find_checkpoint(args, model_arguments.overwrite_output_dir)
     path = model_path(model_arguments.model_name_or_path)
-    folders = {"train": data.train_dir, "validation": data.validation_dir, "test": data.test_dir}
-    for split, folder in folders.items():
-        if folder is not None:
-            check_image_folder(folder, needs_classes=split != "test")
-    splits, scheme, replaced = load_labelled(data, args, path, folders)
-    if scheme.problem_type != "single_label_classification":
-        raise UsageError(f"labels of images must be classes: these make a {scheme.problem_type}")
-    columns = {split: find_image_column(splits[split], data.image_column) for split in splits}
-    encoded = {split: encoded_images(splits[split], columns[split]) for split in splits}
-    for split in encoded:
-        check_images(encoded[split], columns[split], split)
+    splits, scheme, replaced, columns = load_images(data, args, path)
 
     processor = from_checkpoint(AutoImageProcessor, path)
     model = from_checkpoint(
@@ -87,15 +69,10 @@ def main(argv: list[str] | None = None) -> None:
         check_image_size(model, image_format)
         image_format.write_to(processor, model.config)
     model = with_lora(model, model_arguments, head=head_name(model) if model_arguments.lora_r else None)
-    for split in encoded:
-        transform = ImageTransform(
-            image_format,
-            columns[split],
-            label_column="labels",
-            train=split == "train",
-            crop_scale_min=data.crop_scale_min,
-            horizontal_flip=data.horizontal_flip,
-        )
+    encoded = dict(splits)
+    augmentation = {"crop_scale_min": data.crop_scale_min, "horizontal_flip": data.horizontal_flip}
+    for split, column in columns.items():
+        transform = ImageTransform(image_format, column, label_column="labels", train=split == "train", **augmentation)
         splits[split] = encoded[split].with_transform(transform)
 
     trainer = SAMTrainer(
@@ -113,6 +90,25 @@ def main(argv: list[str] | None = None) -> None:
         for split in encoded:  # the header was sound; which row it is, only decoding every image tells
             check_images(encoded[split], columns[split], split, decoded=True)
         raise
+
+
+def load_images(data: ImageArguments, args, path: str):
+    """The splits with their images encoded and checked, the label scheme, labels replaced, and the image columns."""
+    from sam_hf.commands.data import load_labelled
+    from sam_hf.commands.images import check_image_folder, check_images, encoded_images, find_image_column
+
+    folders = {"train": data.train_dir, "validation": data.validation_dir, "test": data.test_dir}
+    for split, folder in folders.items():
+        if folder is not None:
+            check_image_folder(folder, needs_classes=split != "test")
+    splits, scheme, replaced = load_labelled(data, args, path, folders)
+    if scheme.problem_type != "single_label_classification":
+        raise UsageError(f"labels of images must be classes: these make a {scheme.problem_type}")
+    columns = {split: find_image_column(splits[split], data.image_column) for split in splits}
+    for split, column in columns.items():
+        splits[split] = encoded_images(splits[split], column)
+        check_images(splits[split], column, split)
+    return splits, scheme, replaced, columns
 
 
 def head_name(model) -> str:

@@ -88,10 +88,11 @@ def both(
         max_grad_norm=max_grad_norm,
         **axes,
     )
-    windows = [weigh(window) for window in windows_of(data, batch_size, accumulation, UPDATES)]
+    windows = map(weigh, windows_of(data, batch_size, accumulation, UPDATES))
     rates = rates_of(lr_scheduler_type, settings["learning_rate"])
     expected = [run.update([window], lr) for window, lr in zip(windows, rates, strict=True)]
     arguments = {
+        "sam_method_kwargs": options,
         "sam_target_modules": targets,
         "per_device_train_batch_size": batch_size,
         "gradient_accumulation_steps": accumulation,
@@ -99,10 +100,8 @@ def both(
         "lr_scheduler_type": lr_scheduler_type,
         "max_grad_norm": max_grad_norm,
     }
-    axes_given = {argument: getattr(run, name) for name, argument in ARGUMENTS.items()} | {
-        "sam_method_kwargs": options
-    }
-    given = axes_given | arguments | settings | (trainer_options or {})
+    given = {argument: getattr(run, name) for name, argument in ARGUMENTS.items()}
+    given |= arguments | settings | (trainer_options or {})
     trainer = trainer_of(model, data, output_dir, compute_loss_func=compute_loss_func, **given)
     trainer.train()
     return run, expected, trainer
