@@ -19,7 +19,8 @@ import tempfile
 from pathlib import Path
 
 import yaml
-from environment import environment
+
+from sam_hf.commands.environment import environment
 
 ROOT = Path(__file__).parent.parent
 

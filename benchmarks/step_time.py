@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import environment
 from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from sam_hf import SAMTrainer, SAMTrainingArguments
+from sam_hf.commands.environment import environment
 from sam_hf.methods import METHODS
 
 # Arguments; "updates" where one is not like the other; "uncounted" first ones, where a run asks something once

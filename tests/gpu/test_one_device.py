@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -146,8 +147,9 @@ def test_no_update_waits_for_the_device(tmp_path, options):
     package = Path(sam_hf.__file__).parent
     waits = [w for w in caught if "synchroniz" in str(w.message)]
     assert waits, "Trainer itself waits: the mode is on"
-    ours = {(Path(w.filename).name, w.lineno) for w in waits if package in Path(w.filename).parents}
-    assert not ours
+    ours = Counter((Path(w.filename).name, w.lineno) for w in waits if package in Path(w.filename).parents)
+    # Once a run, slices ask whether the loss is a mean
+    assert set(ours.values()) <= ({1} if "sam_ascent_fraction" in options else set())
 
 
 @pytest.mark.parametrize("options", [{}, {"bf16": True}, {"sam_ascent_steps": 2}], ids=str)
