@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .training_args import SAMArguments
 
 BATCH_NORM_MODES = ("first", "frozen", "both")
-RHO_SCHEDULES = ("constant", "linear", "cosine", "lr", "warmup")
+RHO_SCHEDULES = ("constant", "linear", "cosine", "lr", "warmup", "auto")
 
 
 def check_sam_arguments(args: SAMArguments) -> None:
@@ -43,6 +43,21 @@ def check_sam_arguments(args: SAMArguments) -> None:
     _check_switches(args)
     if args.sam_method != "none":
         _check_for_method(args, METHODS[args.sam_method])
+
+
+def _check_auto(args: SAMArguments, method: Any) -> None:
+    asked = 'sam_rho_schedule="auto" makes the radius a share of the length of the optimizer\'s last step'
+    if args.sam_rho not in (None, 0):
+        raise ValueError(f"sam_rho={args.sam_rho!r} is not allowed: {asked}. Leave sam_rho out, or the schedule.")
+    if args.sam_rho_min != 0:
+        raise ValueError(f"sam_rho_min={args.sam_rho_min!r} is not allowed: {asked}. Leave it out.")
+    if args.sam_p != 2:
+        raise ValueError(f"sam_p={args.sam_p!r} is not allowed: {asked}, which is a 2-norm. Leave it out.")
+    if not method.radius_is_a_length:
+        raise ValueError(
+            f"sam_rho_schedule='auto' is not allowed with sam_method={method.name!r}: {asked}, and this method's rho "
+            "is not the length of the perturbation."
+        )
 
 
 def _check_switches(args: SAMArguments) -> None:
@@ -102,6 +117,8 @@ def _check_for_method(args: SAMArguments, method: Any) -> None:
                 f"{item.name}={getattr(args, item.name)!r} is not allowed with sam_method={method.name!r}: {reason}. "
                 "Leave it out."
             )
+    if args.sam_rho_schedule == "auto":
+        _check_auto(args, method)
     rho = method.default_rho if args.sam_rho is None else args.sam_rho
     if method.perturbs and args.sam_rho != 0 and args.sam_rho_min > rho:
         raise ValueError(f"sam_rho_min={args.sam_rho_min!r} is not allowed: it must be at most sam_rho={rho!r}.")

@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from .checkpoints import last_whole_checkpoint, load_state, load_tensors, save_state, save_tensors, tensors_path
 from .gradients import is_fsdp
-from .method_runner import MethodRunner
+from .method_runner import MethodRunner, follows_steps
 from .targets import plain_name
 from .training_args import method_class
 
@@ -53,7 +53,7 @@ class CheckpointMixin(_Trainer):
         name = self.sam_args.sam_method
         if checkpoint is None or name == "none":
             return
-        keeps_nothing = not method_class(self.sam_args).keeps_state
+        keeps_nothing = not (method_class(self.sam_args).keeps_state or follows_steps(self.sam_args))
         try:
             state = load_state(checkpoint)
             if state is None or keeps_nothing or not state["tensors"] or state["method"] != name:
@@ -85,7 +85,8 @@ class CheckpointMixin(_Trainer):
 
     def _state_is_shared(self) -> bool:
         """What the method keeps is the same in every process, however many there are."""
-        shared = self.sam_args.sam_sync_perturbation or method_class(self.sam_args).state_is_shared
+        method = method_class(self.sam_args)  # without a state of its own, there is the length of steps alone
+        shared = self.sam_args.sam_sync_perturbation or method.state_is_shared or not method.keeps_state
         return shared and not is_fsdp(self.model_wrapped)
 
     def _parameter_names(self) -> dict[Tensor, str]:

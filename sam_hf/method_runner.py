@@ -1,4 +1,4 @@
-"""The method of a training run: made once, told of steps, its state named for checkpoints."""
+"""The method of a training run and the length of its steps: made once, told of steps, named for checkpoints."""
 
 from __future__ import annotations
 
@@ -10,11 +10,22 @@ from torch import Tensor, nn
 from .first_moment import check_keeps_first_moment
 from .methods import Method
 from .norms import local
+from .step_length import StepLength
 from .training_args import SAMArguments, method_class
+
+# Its name in a checkpoint; methods' own numbers have other ones
+_STEP_LENGTH = "last_step_length"
 
 
 class MethodRunner:
-    """Keeps one method over a run, however often it is asked for; a new one where its arguments change."""
+    """
+    Keeps one method over a run, however often it is asked for; a new one where its arguments change.
+
+    Attributes:
+        step_length ([`StepLength`] or `None`): of this run's optimizer, where the radius follows it.
+    """
+
+    step_length: StepLength | None = None
 
     _method: Method | None = None
     _made_of: tuple | None = None
@@ -27,7 +38,7 @@ class MethodRunner:
     def reset(self) -> None:
         """Before a run: nothing is left of the one before."""
         self.release()
-        self._method = self._made_of = self._bound_to = None
+        self._method = self._made_of = self._bound_to = self.step_length = None
 
     def release(self) -> None:
         """After a run: who steps the optimizer now is no affair of the method's. What it keeps can still be saved."""
@@ -46,10 +57,12 @@ class MethodRunner:
             ValueError: the method cannot train this model, or not with this optimizer.
         """
         options: Any = args.sam_method_kwargs or {}
-        made_of = (args.sam_method, args.sam_p, tuple(sorted(options.items())))
+        follows = follows_steps(args)
+        made_of = (args.sam_method, args.sam_p, follows, tuple(sorted(options.items())))
         if self._method is None or self._made_of != made_of:
             self.reset()
             self._method, self._made_of = method_class(args)(p=args.sam_p, **options), made_of
+            self.step_length = StepLength() if follows else None
         if model is not None and self._bound_to is not model:
             self._method.bind(model)
             self._bound_to = model
@@ -63,10 +76,13 @@ class MethodRunner:
         if method.perturbs_by_momentum:
             check_keeps_first_moment(optimizer)
         inner = getattr(optimizer, "optimizer", optimizer)  # what accelerate has wrapped
-        if type(method).before_step is not Method.before_step:
-            self._handles.append(inner.register_step_pre_hook(_told(inner, method.before_step)))
-        if type(method).after_step is not Method.after_step:
-            self._handles.append(inner.register_step_post_hook(_told(inner, method.after_step)))
+        before = [method.before_step] if type(method).before_step is not Method.before_step else []
+        after = [method.after_step] if type(method).after_step is not Method.after_step else []
+        if self.step_length is not None:
+            # The step alone, and not what a method does to the weights around it
+            before, after = [*before, self.step_length.before_step], [self.step_length.after_step, *after]
+        self._handles += [inner.register_step_pre_hook(_told(inner, tell)) for tell in before]
+        self._handles += [inner.register_step_post_hook(_told(inner, tell)) for tell in after]
         self._hooked = optimizer
 
     def state(self, names: Mapping[Tensor, str], optimizer: Any) -> dict[str, Tensor]:
@@ -81,6 +97,8 @@ class MethodRunner:
             return {}
         named = _named(names, optimizer)
         state = {name: number.reshape(1) for name, number in method.numbers.items()}
+        if self.step_length is not None and self.step_length.value is not None:
+            state[_STEP_LENGTH] = self.step_length.value.reshape(1)
         for slot, tensors in method.tensors.items():
             for parameter, tensor in tensors.items():
                 state[f"{slot}/{named[parameter]}"] = tensor.contiguous()
@@ -96,6 +114,10 @@ class MethodRunner:
         by_name = {name: parameter for parameter, name in _named(names, optimizer).items()}
         device = next(iter(by_name.values())).device
         for key, tensor in state.items():
+            if key == _STEP_LENGTH:  # of a checkpoint whose radius followed it; this run's need not
+                if self.step_length is not None:
+                    self.step_length.value = tensor.reshape(()).to(device)
+                continue
             slot, slash, name = key.partition("/")
             if not slash:
                 method.numbers[key] = tensor.reshape(()).to(device)
@@ -104,6 +126,11 @@ class MethodRunner:
             if parameter is None or local(parameter).shape != tensor.shape:
                 raise ValueError(f"{key!r} is of another model")
             method.tensors.setdefault(slot, {})[parameter] = tensor.to(parameter.device)
+
+
+def follows_steps(args: SAMArguments) -> bool:
+    """The radius is a share of the optimizer's last step."""
+    return args.sam_rho_schedule == "auto" and args.sam_rho != 0
 
 
 def _named(names: Mapping[Tensor, str], optimizer: Any) -> dict[Tensor, str]:

@@ -52,9 +52,9 @@ class Perturbation:
         self.restore()
 
     @torch.no_grad()
-    def add(self, parameters: Sequence[Tensor], ascent: Ascent, radius: float) -> None:
+    def add(self, parameters: Sequence[Tensor], ascent: Ascent, radius: float | Tensor) -> None:
         """Add ε = `radius` · `ascent` to the parameters. Overwrites the ascent's directions."""
-        step = ascent.scale * radius
+        step = ascent.scale * (radius.to(ascent.scale.device) if isinstance(radius, Tensor) else radius)
         wide_parts: dict[tuple, tuple[list[Tensor], list[Tensor]]] = {}
         low_parts = []
         for parameter, direction in zip(parameters, ascent.directions, strict=True):

@@ -6,7 +6,12 @@ import math
 from enum import Enum
 from typing import Any
 
+from torch import Tensor
+
 from .training_args import SAMArguments, method_class
+
+# The radius of the schedule "auto", as a share of the length of the optimizer's last step
+AUTO_SHARE = 0.2
 
 
 class Turn(Enum):
@@ -40,7 +45,9 @@ def progress_at(update: int, total: int) -> float:
     return min(1.0, update / max(1, total - 1))
 
 
-def radius_at(args: SAMArguments, update: int, total: int, optimizer: Any = None) -> float:
+def radius_at(
+    args: SAMArguments, update: int, total: int, optimizer: Any = None, step_length: Tensor | None = None
+) -> float | Tensor:
     """
     ρ of an update of the method's own.
 
@@ -49,15 +56,19 @@ def radius_at(args: SAMArguments, update: int, total: int, optimizer: Any = None
         update (`int`): updates done so far, from 0.
         total (`int`): updates of the whole run.
         optimizer (`torch.optim.Optimizer`, *optional*): whose learning rate the schedule `"lr"` follows.
+        step_length (`Tensor`, *optional*): ‖w_t − w_{t−1}‖₂ of its last step, which `"auto"` follows.
 
     Returns:
-        `float`: the radius; `0.0` for an update that is plain after all.
+        `float`: the radius; `0.0` for an update that is plain after all. A 0-dimensional tensor with `"auto"`, once
+        there was a step.
     """
     method = method_class(args)
     if not method.perturbs:
         return 0.0
     rho = float(method.default_rho or 0.0) if args.sam_rho is None else args.sam_rho
     low, schedule = args.sam_rho_min, args.sam_rho_schedule
+    if schedule == "auto":
+        return 0.0 if step_length is None or args.sam_rho == 0 else AUTO_SHARE * step_length
     if schedule == "linear":
         return low + (rho - low) * (1 - progress_at(update, total))
     if schedule == "cosine":

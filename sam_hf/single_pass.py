@@ -23,7 +23,7 @@ class MomentumWindow:
     Args:
         batches (`Sequence`): the window's micro-batches.
         method ([`~sam_hf.methods.Method`]): what ε is made of.
-        radius (`float`): ρ of this update.
+        radius (`float` or 0-dimensional `Tensor`): ρ of this update.
         optimizer (`torch.optim.Optimizer`): whose first moment it is.
         rounding ([`~sam_hf.rounding.StochasticRounding`], *optional*): how w + ε is rounded to bf16 and fp16
             weights, the same for each micro-batch.
@@ -36,7 +36,7 @@ class MomentumWindow:
         batches: Sequence[dict[str, Any]],
         *,
         method: Method,
-        radius: float,
+        radius: float | Tensor,
         optimizer: Any,
         rounding: StochasticRounding | None = None,
     ):

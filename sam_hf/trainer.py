@@ -147,10 +147,11 @@ class SAMMixin(CheckpointMixin):
         turn = turn_at(args, update, total)
         method = self._sam_runner.method(args, self.model, self.optimizer)
         method.begin_update(turn is Turn.SAM, progress_at(update, total))
-        radius = radius_at(args, update, total, self.optimizer)
+        step = self._sam_runner.step_length
+        radius = radius_at(args, update, total, self.optimizer, None if step is None else step.value)
         if turn is Turn.BETWEEN and method.reuses and method.tensors:
             return PlainWindow(batches, method)
-        if turn is not Turn.SAM or radius == 0:
+        if turn is not Turn.SAM or (not isinstance(radius, Tensor) and radius == 0):  # comparing a tensor would wait
             return PlainWindow(batches)
         rounding = self._rounding() if args.sam_stochastic_rounding else None
         if method.perturbs_by_momentum:

@@ -61,7 +61,7 @@ class Window:
     Args:
         batches (`Sequence`): the window's micro-batches.
         method ([`~sam_hf.methods.Method`]): what ε is made of, and the update gradient.
-        radius (`float`): ρ of this update.
+        radius (`float` or 0-dimensional `Tensor`): ρ of this update.
         steps (`int`, *optional*, defaults to `1`): ascent steps k, each of radius ρ/k.
         grouping (`Grouping`): what shares one perturbation.
         fraction (`float`, *optional*, defaults to `1.0`): share of a group's examples with an ascent pass.
@@ -76,7 +76,7 @@ class Window:
         batches: Sequence[dict[str, Any]],
         *,
         method: Method,
-        radius: float,
+        radius: float | Tensor,
         steps: int = 1,
         grouping: Grouping,
         fraction: float = 1.0,

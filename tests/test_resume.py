@@ -38,6 +38,7 @@ OPTIONS = {
     "other random numbers in each pass": {"sam_replay_rng": False},
     "SAM on every second update": {"sam_interval": 2},
     "SAM from the fourth update": {"sam_start_ratio": 0.5},
+    "a radius that follows the optimizer's steps": {"sam_rho": None, "sam_rho_schedule": "auto"},
     "SAM on one in three updates, late": {"sam_interval": 3, "sam_start_ratio": 0.3, "sam_rho_schedule": "cosine"},
 }
 

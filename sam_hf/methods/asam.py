@@ -31,6 +31,7 @@ class ASAM(Method):
     summary = "SAM in a ball that is measured in units of each weight."
     cost = Cost(passes="k + 1", memory="1")
     default_rho = 0.5
+    radius_is_a_length = False  # that of T⁻¹ε
     options = {
         "eta": Option(0.01, "added to |w|, so that weights of zero move too", "a finite number >= 0", lambda x: x >= 0)
     }

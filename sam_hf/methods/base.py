@@ -96,6 +96,7 @@ class Method:
         reuses: `reuse` changes the gradient of the plain updates between two SAM updates.
         perturbs_by_momentum: ε is known before the first pass, from the optimizer; w itself is not visited.
         perturbs: the method has a radius ρ.
+        radius_is_a_length: ‖ε‖_p is ρ, in the units of the weights.
         keeps_state: `tensors` and `numbers` are used.
         state_is_shared: they are the same in every process even where each perturbs by its own gradient.
         tensors: what outlives an update, by name and parameter; saved with a checkpoint, as `numbers` are.
@@ -115,6 +116,7 @@ class Method:
     combines: ClassVar[bool] = False
     reuses: ClassVar[bool] = False
     perturbs: ClassVar[bool] = True
+    radius_is_a_length: ClassVar[bool] = True
     perturbs_by_momentum: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = False
     state_is_shared: ClassVar[bool] = False

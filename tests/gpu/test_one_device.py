@@ -129,6 +129,7 @@ def test_one_copy_of_the_trained_weights_at_peak(tmp_path):
 
 AXES = [{}, {"sam_ascent_steps": 2}, {"sam_m": 4}, {"sam_p": 3.0}, {"fp16": True}, {"sam_target_modules": "norm"}]
 AXES += [{"sam_ascent_fraction": 0.5}, {"sam_interval": 2}, {"sam_rho_schedule": "linear"}]
+AXES += [{"sam_rho_schedule": "auto", "sam_rho": None}]
 OTHER_METHODS = [{"sam_method": method} for method in METHODS if method not in ("sam", "nbar")]
 
 
@@ -141,7 +142,7 @@ def test_no_update_waits_for_the_device(tmp_path, options):
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            trained(single(), sentences(48), tmp_path, logging_steps=100, **RUN, **options)
+            trained(single(), sentences(48), tmp_path, logging_steps=100, **(RUN | options))
         finally:
             torch.cuda.set_sync_debug_mode("default")
     package = Path(sam_hf.__file__).parent
