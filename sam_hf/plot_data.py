@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,11 @@ def array(values: Any) -> np.ndarray:
     if hasattr(values, "detach"):
         values = values.detach().double().cpu().numpy()  # bfloat16 has no numpy type
     return np.array(values, dtype=np.float64)
+
+
+def has_finite(values: Any) -> bool:
+    """Whether there is anything to draw."""
+    return bool(np.isfinite(array(values)).any())
 
 
 def some(models: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -45,7 +50,7 @@ def grid(name: str, x: Any, y: Any, values: Any) -> tuple[np.ndarray, np.ndarray
             f"{name}: losses of shape {values.shape} over {len(x)} × {len(y)} points, not ({len(x)}, {len(y)}) with "
             "at least 2 of each"
         )
-    if not np.isfinite(values).any():
+    if not has_finite(values):
         raise ValueError(f"{name}: no loss of the surface is finite")
     return x, y, values
 
@@ -121,12 +126,32 @@ def _raised(exponent: int) -> str:
     return str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
-def shown(name: str, length: int = 28) -> str:
+def shown(names: Iterable[str], length: int = 28) -> dict[str, str]:
     """
-    A name as a legend shows it: one line, shortened in the middle. Dollar signs are escaped, which matplotlib would
-    read as mathematics.
+    Names as a legend shows them: on one line, long ones shortened in the middle. Where that would make two look the
+    same, folders that all of them share are left out first. Dollar signs are escaped, which matplotlib would read as
+    mathematics.
     """
-    name = " ".join("".join(c if c.isprintable() else " " for c in str(name)).split()) or "(no name)"
-    if len(name) > length:
-        name = f"{name[: length // 2 - 1]}…{name[-(length - length // 2) :]}"
-    return name.replace("$", r"\$")
+    plain = {name: _one_line(name) for name in names}
+    short = {name: _shortened(text, length) for name, text in plain.items()}
+    if len(set(short.values())) < len(short):
+        telling = _without_shared_folders(list(plain.values()))
+        short = {name: _shortened(text, length) for name, text in zip(plain, telling, strict=True)}
+    return {name: text.replace("$", r"\$") for name, text in short.items()}
+
+
+def _without_shared_folders(paths: Sequence[str]) -> list[str]:
+    parts = [path.split("/") for path in paths]
+    for end in (0, -1):
+        while all(len(part) > 1 for part in parts) and len({part[end] for part in parts}) == 1:
+            for part in parts:
+                del part[end]
+    return ["/".join(part) for part in parts]
+
+
+def _one_line(name: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in str(name)).split()) or "(no name)"
+
+
+def _shortened(name: str, length: int) -> str:
+    return name if len(name) <= length else f"{name[: length // 2 - 1]}…{name[-(length - length // 2) :]}"

@@ -75,6 +75,8 @@ def log_if_wide(ax: Axes, curves: Sequence[Any], factor: float = 50) -> None:
     values = values[np.isfinite(values)]
     if len(values) and values.min() > 0 and values.max() > factor * values.min():
         ax.set_yscale("log")
+        if values.max() > 1e3 * values.min():
+            ax.set_yticks([], minor=True)
 
 
 def symlog_ticks(ax: Axes, linear: float) -> None:

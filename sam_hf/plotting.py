@@ -52,21 +52,20 @@ def draw_spectral_density(
         spectra (`Mapping[str, tuple]`):
             Of each model, eigenvalues in ascending order and the density at them, both of shape `(n,)`.
         lambda_max (`Mapping[str, float]`, *optional*):
-            λmax of models: marked by a vertical line and a triangle, and written in the legend.
+            λmax of models: a vertical line with a triangle, and a number in the legend.
         sigma (`float`, *optional*):
             Half the width of the linear part of the λ axis: the smallest width that the densities were smoothed with,
             below which they show nothing. Defaults to 1 % of the widest range.
-        ax (`Axes`, *optional*):
-            Where to draw.
+        ax (`Axes`, *optional*): where to draw.
     """
     curves = {name: data.curve(name, curve) for name, curve in data.some(spectra).items()}
     limits = data.density_limits([density for _, density in curves.values()])
-    marked = lambda_max or {}
+    marked, labels = lambda_max or {}, shown(curves)
     ax = _axes(ax)
     handles = []
     for index, (name, (values, density)) in enumerate(curves.items()):
         color, line = COLORS[index % len(COLORS)], LINES[index % len(LINES)]
-        label = f"{shown(name)}: λmax = {number(marked[name])}" if name in marked else shown(name)
+        label = f"{labels[name]}: λmax = {number(marked[name])}" if name in marked else labels[name]
         handles += ax.plot(values, density, color=color, linestyle=line, linewidth=1.2, label=label)
         if name in marked:
             ax.axvline(marked[name], color=color, linestyle=line, linewidth=0.6, alpha=0.7, zorder=1)
@@ -100,7 +99,7 @@ def draw_loss_slices(
     ax = _axes(ax)
     handles = []
     for index, (name, curve) in enumerate(data.some(slices).items()):
-        handles += ax.plot(*data.curve(name, curve), **style.look(index), label=shown(name))
+        handles += ax.plot(*data.curve(name, curve), **style.look(index), label=shown(slices)[name])
     ax.axvline(0, color="0.5", linewidth=0.8, linestyle=":", zorder=0)
     style.log_if_wide(ax, [line.get_ydata() for line in handles])
     ax.xaxis.set_major_locator(MaxNLocator(5))
@@ -126,10 +125,11 @@ def draw_loss_between(
     ax.plot(t, losses, **style.look(0))
     at_ends = [float(losses[np.argmin(np.abs(t - end))]) for end in (0, 1)]
     ax.plot([0, 1], at_ends, color="0.5", linewidth=0.8, linestyle=":", zorder=0)
+    labels = [shown(ends, 24)[end] for end in ends]
     for index, end in enumerate((0, 1)):
         ax.axvline(end, color="0.5", linewidth=0.8, linestyle=":", zorder=0)
         ax.annotate(
-            shown(ends[index], 24),
+            labels[index],
             (end, 1.02),
             xycoords=ax.get_xaxis_transform(),
             ha="left" if index == 0 else "right",
@@ -162,16 +162,17 @@ def draw_m_sharpness(
     ax = _axes(ax)
     handles: list[Any] = []
     drawn: list[np.ndarray] = []
-    for index, (name, of_model) in enumerate(data.some(rows).items()):
+    labels = shown(data.some(rows))
+    for index, (name, of_model) in enumerate(rows.items()):
         ordered = sorted(of_model, key=lambda row: row["m"])
         look = style.look(index) | {"linestyle": "-"}
         m, mean = data.curve(name, ([row["m"] for row in ordered], [row["mean"] for row in ordered]))
         error, worst = (data.array([row.get(key) for row in ordered]) for key in ("error", "max"))
         error[~np.isfinite(error)] = np.nan
-        handles.append(ax.errorbar(m, mean, error, **look, capsize=2.5, label=f"{shown(name)}: mean ± s.e."))
+        handles.append(ax.errorbar(m, mean, error, **look, capsize=2.5, label=f"{labels[name]}: mean ± s.e."))
         if np.isfinite(worst).any():
             look |= {"linestyle": "--", "markerfacecolor": "white"}
-            handles += ax.plot(m, worst, **look, label=f"{shown(name)}: worst group")
+            handles += ax.plot(m, worst, **look, label=f"{labels[name]}: worst group")
         drawn += [mean, worst]
     sizes = sorted({row["m"] for of_model in rows.values() for row in of_model})
     ax.set_xscale("log", base=2)
@@ -203,8 +204,7 @@ def draw_loss_surfaces(
             than ten times the lowest.
         loss (`str`, *optional*, defaults to `"loss"`):
             The loss and its unit.
-        axes (`Sequence[Axes]`, *optional*):
-            Where to draw: one of each, in one figure.
+        axes (`Sequence[Axes]`, *optional*): where to draw: one of each, in one figure.
     """
     grids = {name: data.grid(name, *surface) for name, surface in data.some(surfaces).items()}
     axes = _row_of_axes(len(grids)) if axes is None else list(axes)
@@ -223,7 +223,7 @@ def draw_loss_surfaces(
         dress(ax, "α along d₁ (filter norms)", "β along d₂ (filter norms)" if ax is axes[0] else "")
         ax.grid(False)
         ax.set_aspect("equal")
-        ax.set_title(f"{shown(name)}\nlowest {number(values[i, j])}", fontsize=LABEL)
+        ax.set_title(f"{shown(grids)[name]}\nlowest {number(values[i, j])}", fontsize=LABEL)
     bar = axes[0].figure.colorbar(filled, ax=axes, ticks=steps[:: max(1, len(steps) // 6)], format=style.tick)
     bar.set_label(loss, fontsize=LABEL)
     bar.ax.tick_params(labelsize=TICK)
@@ -247,8 +247,7 @@ def draw_training_curves(
         keys (`Sequence[str]`, *optional*):
             Which of `CURVES` to draw, from the top. Defaults to those that any run logged, `sam_rho` only where it
             changes. With `loss` comes `eval_loss`, dashed with open markers.
-        axes (`Sequence[Axes]`, *optional*):
-            Where to draw: one of each key.
+        axes (`Sequence[Axes]`, *optional*): where to draw: one of each key.
     """
     keys = data.logged(data.some(histories)) if keys is None else list(keys)
     if not keys or set(keys) - set(CURVES):
@@ -262,11 +261,12 @@ def draw_training_curves(
     for ax, key in zip(axes, keys, strict=True):
         for index, (name, entries) in enumerate(histories.items()):
             look = style.look(index) | {"marker": ""}
-            drawn = ax.plot(*data.history(entries, key), **look, label=shown(name))
+            drawn = ax.plot(*data.history(entries, key), **look, label=shown(histories)[name])
             handles += drawn if ax is axes[0] else []
             if key == "loss" and len(data.history(entries, "eval_loss")[0]):
                 look |= {"marker": MARKERS[index % len(MARKERS)], "markerfacecolor": "white", "linewidth": 0.7}
-                handles += ax.plot(*data.history(entries, "eval_loss"), **look, label=f"{shown(name)}: evaluation")
+                label = f"{shown(histories)[name]}: evaluation"
+                handles += ax.plot(*data.history(entries, "eval_loss"), **look, label=label)
         dress(ax, "update" if ax is axes[-1] else "", CURVES[key])
     style.legend(axes[0], handles)
     return list(axes)

@@ -218,6 +218,15 @@ def test_any_name_is_drawn_as_text(name, tmp_path):
         assert " ".join(name.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") in text
 
 
+def test_long_names_that_differ_in_the_middle_stay_apart():
+    names = [f"outputs/rotten-tomatoes/{run}_seed_0/checkpoint-500" for run in ("sam_rho_0.05", "adamw")]
+    ax = plotting.draw_loss_slices({name: ([0, 1], [1.0, 2.0]) for name in names})
+    assert legend_of(ax) == ["sam_rho_0.05_seed_0", "adamw_seed_0"]
+    # where shortening is enough it says more
+    (label,) = legend_of(plotting.draw_loss_slices({names[0]: ([0, 1], [1.0, 2.0])}))
+    assert label == "outputs/rotte…checkpoint-500"
+
+
 def test_files_are_the_same_for_the_same_input_with_text_as_text(tmp_path):
     written = []
     for folder in ("first", "second"):

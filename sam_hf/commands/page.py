@@ -165,13 +165,16 @@ def number(value: Any, digits: int = 4) -> str:
 
 
 def measured(value: Any, error: Any) -> str:
-    """value ± error, both to the error's second figure; without the error where there is no finite one."""
+    """
+    value ± error, both to the error's second figure; without the error where there is no finite one. An error too
+    small to show in five figures has its own.
+    """
     known = isinstance(error, int | float) and math.isfinite(error) and error > 0
     if not known or not isinstance(value, int | float) or not math.isfinite(value):
         return number(value)
     places = 1 - math.floor(math.log10(error))
-    if places > 8 or abs(value) >= 1e7:
-        return f"{number(value)} ± {number(error, 2)}"
+    if error < 1e-4 * abs(value) or places > 6 or abs(value) >= 1e7:
+        return f"{number(float(value), 5)} ± {number(float(error), 2)}"
     return f"{round(value, places):.{max(places, 0)}f} ± {round(error, places):.{max(places, 0)}f}".replace("-", "−")
 
 

@@ -221,11 +221,11 @@ def _between(result: Result, models: Mapping[str, Any], label: str):
 
 
 def _surfaces(_result: Result, models: Mapping[str, Any], label: str):
-    from .. import plotting
+    from .. import plot_data, plotting
 
-    surfaces = _having(models, "landscape", "surface")
-    if surfaces:
-        grids = {name: (s["x"], s["y"], s["loss"]) for name, s in surfaces.items()}
+    grids = {name: (s["x"], s["y"], s["loss"]) for name, s in _having(models, "landscape", "surface").items()}
+    grids = {name: grid for name, grid in grids.items() if plot_data.has_finite(grid[2])}
+    if grids:
         drawn = plotting.draw_loss_surfaces(grids, loss=label)
         yield (
             "loss_surface",

@@ -67,9 +67,7 @@ def glance(models: Models) -> page.Html:
     note = "± is one standard error"
     note += "; of λmax the residual: an eigenvalue is at most that far away." if any(hessians) else "."
     if both:
-        note += (
-            " The last column's takes the two models' as independent, which is cautious: the examples are the same."
-        )
+        note += " In the last column the two are taken as independent: cautious, as they saw the same examples."
     return page.table(["", *models, *(["first / second"] if both else [])], table, note)
 
 
@@ -163,6 +161,5 @@ def _share(first: tuple[Any, Any], second: tuple[Any, Any]) -> str:
     if not all(isinstance(v, float) and math.isfinite(v) and v > 0 for v in (a, b)):
         return "–"
     errors = [float(e) for e in (error_a, error_b) if isinstance(e, int | float) and math.isfinite(e)]
-    if len(errors) < 2:
-        return number(a / b, 3)
-    return measured(a / b, a / b * math.hypot(errors[0] / a, errors[1] / b))
+    relative = math.hypot(errors[0] / a, errors[1] / b) if len(errors) == 2 else 0
+    return measured(a / b, a / b * relative) if relative > 1e-3 else number(a / b, 3)

@@ -204,6 +204,20 @@ def test_parts_of_measurements_may_be_absent_in_one_of_two_models(tmp_path):
     assert "–" in read.text
 
 
+def test_losses_that_are_not_finite_cost_no_page(tmp_path):
+    first, second = model("sam", 1.0), model("adamw", 2.0)
+    for one in (first, second):
+        del one["hessian"]
+    nothing = float("nan")
+    first["landscape"]["surface"]["loss"] = [[nothing] * len(Y) for _ in X]
+    first["landscape"]["line"]["loss"] = [nothing, None, 0.3, float("inf"), nothing]
+    second["landscape"]["surface"]["loss"][0][0] = None
+    first["neighborhood"]["m_sharpness"][0] |= {"mean": nothing, "max": float("inf"), "error": None}
+    pictures, read = make(tmp_path, result(first, second))
+    assert len(pictures) == 5 and "∞" in read.text and "–" in read.text
+    assert "lowest" in pictures[-1].svg.read_text(encoding="utf-8"), "the surface that is finite is drawn"
+
+
 def test_hostile_names_stay_text(tmp_path):
     name = "<script>alert(1)</script>\"'&--><img src=x onerror=alert(2)>$x$"
     first, second = model(name, 1.0), model(name, 2.0)
@@ -250,6 +264,7 @@ def test_without_matplotlib_the_error_names_the_extra(tmp_path, monkeypatch):
         (-12.3456, 1.23, "−12.3 ± 1.2"),
         (1234.5, 123.0, "1230 ± 120"),
         (3.2e-9, 1.1e-10, "3.2·10⁻⁹ ± 1.1·10⁻¹⁰"),
+        (165.429569, 5.8e-5, "165.43 ± 5.8·10⁻⁵"),
         (0.25, float("inf"), "0.25"),
         (0.25, None, "0.25"),
         (None, 0.1, "–"),
