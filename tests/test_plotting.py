@@ -132,11 +132,12 @@ def test_surfaces_share_levels_colours_and_one_bar():
 
 def test_contours_lie_where_the_loss_has_their_level():
     x = np.linspace(-1, 1, 41)
-    (ax,) = plotting.draw_loss_surfaces({"m": (x, x, 2 + x[:, None] + 0 * x[None, :])}, levels=[1.0, 1.5, 2.5, 3.0])
+    (ax,) = plotting.draw_loss_surfaces({"m": (x, x, 2 + x[:, None] + x[None, :] / 4)}, levels=[1.0, 1.5, 2.5, 3.0])
     lines = ax.collections[1]
     for level, path in zip(lines.levels, lines.get_paths(), strict=True):
-        inside = path.vertices[np.abs(path.vertices[:, 0]) < 1 - 1e-9]
-        np.testing.assert_allclose(inside[:, 0], level - 2, atol=1e-6)  # it rises along x alone
+        assert len(path.vertices)
+        along_x, along_y = path.vertices.T
+        np.testing.assert_allclose(2 + along_x + along_y / 4, level, atol=1e-6)
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.7])
@@ -215,7 +216,8 @@ def test_any_name_is_drawn_as_text(name, tmp_path):
     _, svg = plotting.save(ax.figure, tmp_path, "slices")
     text = svg.read_text(encoding="utf-8")
     if 0 < len(name) < 28:
-        assert " ".join(name.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") in text
+        escaped = " ".join(name.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        assert f">{escaped}</text>" in text, "read as mathematics, or not escaped"
 
 
 def test_long_names_that_differ_in_the_middle_stay_apart():
