@@ -11,7 +11,7 @@ from torch import Tensor
 from .training_args import SAMArguments, method_class
 
 # The radius of the schedule "auto", as a share of the length of the optimizer's last step
-AUTO_SHARE = 0.2
+AUTO_SHARE = 0.1
 
 
 class Turn(Enum):

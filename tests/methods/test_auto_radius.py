@@ -1,4 +1,4 @@
-"""`sam_rho_schedule="auto"`: the radius is a fifth of the length of the optimizer's last step."""
+"""`sam_rho_schedule="auto"`: the radius is a tenth of the length of the optimizer's last step."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def radii(trainer):
 @pytest.mark.parametrize("optim", ["sgd", "adamw_torch"])
 def test_follows_the_reference(tmp_path, optim):
     model, data = perceptron(), points(24)
-    w, loss, learning_rates = flat(model), loss_of(model), [0.03 * (1 - t / 6) for t in range(6)]
+    w, loss, learning_rates = flat(model), loss_of(model), [0.1 * (1 - t / 6) for t in range(6)]
     optimizer = SGD() if optim == "sgd" else AdamW(torch.zeros_like(w))
     expected, step = [], 0.0
     for window, lr in zip(windows_of(data, 4, 1, 6), learning_rates, strict=True):
-        expected.append(0.2 * step)
+        expected.append(0.1 * step)
         descent = sam_gradient(loss, w, split_into_groups(equal_weights(window), None, 4), expected[-1])
         moved = optimizer.step(w, descent.gradient, lr)
         w, step = moved, float((moved - w).norm())
-    trainer = trained(model, data, tmp_path, optim=optim, learning_rate=0.03, lr_scheduler_type="linear", **AUTO)
+    trainer = trained(model, data, tmp_path, optim=optim, learning_rate=0.1, lr_scheduler_type="linear", **AUTO)
     assert radii(trainer) == pytest.approx(expected, rel=1e-9)
     torch.testing.assert_close(flat(model), w, rtol=1e-9, atol=1e-12)
 
