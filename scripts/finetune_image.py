@@ -85,7 +85,15 @@ def main(argv: list[str] | None = None) -> None:
         compute_metrics=metrics_function(scheme.problem_type),
     )
     try:
-        carry_out(trainer, scheme, resume_from, replaced, data.label_noise, splits.get("test"))
+        carry_out(
+            trainer,
+            scheme,
+            resume_from,
+            replaced,
+            data.label_noise,
+            splits.get("test"),
+            save_model=model_arguments.save_final_model,
+        )
     except BrokenImageError:
         for split in encoded:  # the header was sound; which row it is, only decoding every image tells
             check_images(encoded[split], columns[split], split, decoded=True)

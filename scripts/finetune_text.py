@@ -71,7 +71,15 @@ def main(argv: list[str] | None = None) -> None:
         compute_loss_func=loss_function(scheme.problem_type, args.label_smoothing_factor),
         compute_metrics=metrics_function(scheme.problem_type),
     )
-    carry_out(trainer, scheme, resume_from, replaced, data.label_noise, splits.get("test"))
+    carry_out(
+        trainer,
+        scheme,
+        resume_from,
+        replaced,
+        data.label_noise,
+        splits.get("test"),
+        save_model=model_arguments.save_final_model,
+    )
 
 
 def text_columns(dataset, data: TextArguments) -> list[str]:

@@ -28,6 +28,10 @@ class DataArguments:
     max_train_samples: int | None = option(None, "Use a random sample of at most this many training examples.")
     max_eval_samples: int | None = option(None, "The same for validation.")
     max_predict_samples: int | None = option(None, "The same for prediction.")
+    validation_split_percentage: int | None = option(
+        None,
+        "Validate on this share of the training examples, always the same ones, and on no others.",
+    )
     label_noise: float = option(0.0, "Share of training labels replaced by another class, 0 <= R < 1.")
 
     def __post_init__(self):
@@ -36,6 +40,9 @@ class DataArguments:
         for name in ("max_train_samples", "max_eval_samples", "max_predict_samples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)} is not allowed: it must be at least 1")
+        share = self.validation_split_percentage
+        if share is not None and not 1 <= share <= 99:
+            raise UsageError(f"validation_split_percentage={share} is not allowed: it must be from 1 to 99")
 
 
 @dataclass
@@ -46,6 +53,7 @@ class ModelArguments:
     overwrite_output_dir: bool = option(
         False, "Start again. Default: go on from the last checkpoint in output_dir, if there is one."
     )
+    save_final_model: bool = option(True, "Write the trained weights to output_dir; false keeps the figures alone.")
     lora_r: int | None = option(None, "Rank of LoRA adapters. Default: train all weights.")
     lora_alpha: float = option(16.0, "Scale of the adapters.")
     lora_dropout: float = option(0.0, "Dropout before the adapters.")

@@ -14,7 +14,7 @@ from .labels import LabelScheme, add_label_noise, encode, find_label_column, has
 from .models import from_checkpoint
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    from datasets import Dataset, DatasetDict
 
     from .arguments import DataArguments
 
@@ -53,6 +53,8 @@ def load_splits(arguments: DataArguments, folders: Mapping[str, str | None] | No
         raise UsageError(f"both a file and a folder were given for {twice[0]}: give one or the other")
     if arguments.dataset_name and (given_files or given_folders):
         raise UsageError(f"dataset_name={arguments.dataset_name} and files were given: give one or the other")
+    if arguments.validation_split_percentage is not None and "validation" in {**given_files, **given_folders}:
+        raise UsageError("validation_split_percentage and validation examples were given: give one or the other")
     if not arguments.dataset_name and not given_files and not given_folders:
         raise UsageError("no data: give dataset_name, or train_file, validation_file or test_file")
     if arguments.dataset_name:
@@ -60,6 +62,9 @@ def load_splits(arguments: DataArguments, folders: Mapping[str, str | None] | No
     else:
         splits = DatasetDict({split: _load_file(file) for split, file in given_files.items()})
         splits.update({split: _load_folder(folder) for split, folder in given_folders.items()})
+    if arguments.validation_split_percentage is not None:
+        # Only examples cut off from training are to be validated on: these are not so much as looked at
+        splits.pop("validation", None)
     empty = [split for split in splits if len(splits[split]) == 0]
     if empty:
         raise UsageError(f"the {empty[0]} split is empty")
@@ -83,7 +88,12 @@ def load_labelled(
         `tuple[DatasetDict, LabelScheme, int]`: splits, label scheme, number of labels replaced by noise.
     """
     splits = load_splits(arguments, folders)
+    cut = arguments.validation_split_percentage
     needed = {"train": args.do_train, "validation": args.do_eval or args.eval_on_start, "test": args.do_predict}
+    if cut is not None:
+        if not args.do_train:
+            raise UsageError(f"validation_split_percentage={cut} cuts the training examples: it needs do_train")
+        needed["validation"] = False
     if not any(needed.values()):
         raise UsageError("nothing to do: give do_train, do_eval or do_predict")
     for split, wanted in needed.items():
@@ -115,10 +125,28 @@ def load_labelled(
             splits[split] = splits[split].remove_columns([c for c in [column] if c in splits[split].column_names])
         else:
             splits[split] = encode(splits[split], find_label_column(splits[split], column), scheme, split)
+    if cut is not None:
+        splits["train"], splits["validation"] = _cut(splits["train"], cut, arguments.max_eval_samples)
     if args.do_train:
         seed = args.seed if args.data_seed is None else args.data_seed
         splits["train"], replaced = add_label_noise(splits["train"], arguments.label_noise, scheme, seed)
+        if cut is not None:
+            # They come from the same hands as the training labels, and nobody knows which of them are wrong
+            splits["validation"], _ = add_label_noise(splits["validation"], arguments.label_noise, scheme, (seed, 1))
     return splits, scheme, replaced
+
+
+def _cut(train: Dataset, percentage: int, limit: int | None) -> tuple[Dataset, Dataset]:
+    """Training and (at most `limit`) validation examples made of `train`, the same ones in every run."""
+    validation = round(len(train) * percentage / 100)
+    if not 0 < validation < len(train):
+        raise UsageError(f"validation_split_percentage={percentage} of {len(train)} training examples leaves none")
+    # By a seed that is not max_train_samples' own: the order in which that one left them says nothing of this one
+    shuffled = train.shuffle(seed=1)
+    return (
+        shuffled.select(range(validation, len(train))).flatten_indices(),
+        shuffled.select(range(min(validation, limit or validation))).flatten_indices(),
+    )
 
 
 def _load_file(file: str):

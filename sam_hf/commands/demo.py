@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,10 +113,17 @@ def load_demo_dataset(name: str) -> DatasetDict:
     `rotten-tomatoes`: 8,530 sentences of film reviews, negative or positive, split once and for all into `train`
     (7,464) and `validation` (1,066) with equal shares of both labels.
     """
+    from datasets import DatasetDict
+
+    return DatasetDict(_rotten_tomatoes(_asset(name, "dataset").path()))  # a copy, which the caller may take apart
+
+
+@cache
+def _rotten_tomatoes(file: Path) -> DatasetDict:
     from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
     from pandas import read_csv
 
-    rows = read_csv(_asset(name, "dataset").path())
+    rows = read_csv(file)
     # Before the split: a sentence in both parts would be a test example that was trained on
     rows = rows[rows["source"] == "rotten_tomatoes"].drop_duplicates("text")
     dataset = Dataset.from_dict(

@@ -102,7 +102,9 @@ def encode(dataset: Dataset, column: str, scheme: LabelScheme, split: str) -> Da
     return dataset.remove_columns(column).add_column("labels", values).cast_column("labels", kind)
 
 
-def add_label_noise(dataset: Dataset, rate: float, scheme: LabelScheme, seed: int) -> tuple[Dataset, int]:
+def add_label_noise(
+    dataset: Dataset, rate: float, scheme: LabelScheme, seed: int | tuple[int, ...]
+) -> tuple[Dataset, int]:
     """
     Symmetric noise as in section 3.3 of arXiv 2010.01412: exactly round(rate·n) of the encoded `labels` are replaced,
     each by another class drawn uniformly. The same seed gives the same noise.

@@ -59,7 +59,13 @@ def find_checkpoint(args: Any, overwrite: bool) -> str | None:
 
 
 def carry_out(
-    trainer: Any, scheme: LabelScheme, checkpoint: str | None, replaced: int, noise: float, predict_dataset: Any = None
+    trainer: Any,
+    scheme: LabelScheme,
+    checkpoint: str | None,
+    replaced: int,
+    noise: float,
+    predict_dataset: Any = None,
+    save_model: bool = True,
 ) -> None:
     """Train, evaluate and predict as `trainer.args` ask, write the results and print a summary."""
     args = trainer.args
@@ -67,13 +73,14 @@ def carry_out(
         trainer.add_callback(LogAtTheEnd)
         result = trainer.train(resume_from_checkpoint=checkpoint)
         metrics = {**result.metrics, "train_label_noise": noise, "train_labels_replaced": replaced}
-        trainer.save_model()
+        if save_model:
+            trainer.save_model()
         _record(trainer, "train", metrics)
-        if hasattr(trainer.model, "peft_config") and args.should_save:
+        if save_model and hasattr(trainer.model, "peft_config") and args.should_save:
             trainer.model.config.save_pretrained(args.output_dir)  # label names, without which it cannot be evaluated
         trainer.save_state()
     if args.do_eval:
-        _record(trainer, "eval", trainer.evaluate())
+        _record(trainer, "eval", evaluation_of_last_step(trainer) or trainer.evaluate())
     if args.do_predict:
         prediction = trainer.predict(predict_dataset)
         _record(trainer, "predict", {k.replace("test_", "predict_", 1): v for k, v in prediction.metrics.items()})
@@ -83,7 +90,19 @@ def carry_out(
         trainer.push_to_hub()
     if args.do_train and trainer.is_world_process_zero():
         print("\n".join(summary(trainer.state.log_history, args, noise, replaced)))
+        if save_model:
+            print(f"model written to {args.output_dir}")
     trainer.accelerator.end_training()  # leaves the process group, which aborts at exit otherwise
+
+
+def evaluation_of_last_step(trainer: Any) -> dict[str, float] | None:
+    """What training's own last evaluation found, if the weights are still those."""
+    if not trainer.args.do_train or trainer.args.load_best_model_at_end:
+        return None
+    for entry in reversed(trainer.state.log_history):
+        if "eval_loss" in entry and entry["step"] == trainer.state.global_step > 0:
+            return {key: value for key, value in entry.items() if key != "step"}
+    return None
 
 
 class LogAtTheEnd(TrainerCallback):
@@ -122,7 +141,7 @@ def summary(history: list[dict[str, float]], args: Any, noise: float, replaced: 
         values = [entry[key] for entry in history if key in entry]
         if values:
             lines.append(f"{name}: {values[-1]:.4g}")
-    return [*lines, f"model written to {args.output_dir}"]
+    return lines
 
 
 def write_predictions(path: Path, scores: Any, scheme: LabelScheme) -> None:
