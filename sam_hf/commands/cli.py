@@ -66,7 +66,8 @@ def _split_config(argv: list[str]) -> tuple[str | None, list[str]]:
     return config, rest
 
 
-def _config_options(path: str, known: list[str], choices: dict[str, Any]) -> list[str]:
+def read_yaml(path: str) -> dict[str, Any]:
+    """The mapping that a configuration file holds."""
     import yaml
 
     try:
@@ -76,8 +77,12 @@ def _config_options(path: str, known: list[str], choices: dict[str, Any]) -> lis
         raise UsageError(f"the configuration {path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"the configuration {path} must hold `option: value` lines")
+    return values
+
+
+def _config_options(path: str, known: list[str], choices: dict[str, Any]) -> list[str]:
     options: list[str] = []
-    for key, value in values.items():
+    for key, value in read_yaml(path).items():
         if f"--{key}" not in known or key == "config":
             raise UsageError(f"{path}: {_unknown(str(key), known)}")
         if isinstance(value, list):
