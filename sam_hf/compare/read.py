@@ -11,6 +11,7 @@ from typing import Any
 from ..commands.cli import UsageError, parse_arguments, read_yaml
 from ..commands.recipes import RECIPES, recipe_main
 from .compute import with_twins
+from .isolation import own_globals
 from .plan import Plan, Run, Selection, Variant, choices_of, describe, refuse_own_options, without_own_options
 
 _KEYS = "recipe base methods baseline seeds label_noise equal_compute select metric greater_is_better".split()
@@ -88,7 +89,8 @@ def _parsed(plan: Plan) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             config = write_config(run, Path(folder))
             try:
-                return parse_arguments(types, ["--config", str(config)], "")
+                with own_globals():
+                    return parse_arguments(types, ["--config", str(config)], "")
             except UsageError as error:
                 message = str(error).replace(f"{config}: ", "")
                 raise UsageError(f"methods: {run.variant}: {message}") from error

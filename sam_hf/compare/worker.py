@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from .isolation import own_globals
 from .plan import Run
 from .read import write_config
 from .records import FAILED
@@ -82,7 +83,8 @@ def carry_out(run: Run, settings: WorkerSettings) -> dict[str, Any]:
     _forget_peak()
     start = time.perf_counter()
     try:
-        recipe_main(run.recipe)(["--config", str(config)])
+        with own_globals():
+            recipe_main(run.recipe)(["--config", str(config)])
         content = read_results(folder / "output")
         content |= {"seconds": time.perf_counter() - start, "memory": _peak_memory(), "environment": environment()}
         if settings.keep_models:
