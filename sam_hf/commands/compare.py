@@ -140,6 +140,7 @@ def _is_due(records: Records, one: Run, retry: bool) -> bool:
 
 def _report(plan: Plan, records: Records, output_dir: Path) -> int:
     """Write and print what came out; returns the number of failed runs."""
+    from ..compare.report import write_report
     from ..compare.search import choices, search_results
     from ..compare.summary import summarise
     from ..compare.table import markdown
@@ -155,6 +156,7 @@ def _report(plan: Plan, records: Records, output_dir: Path) -> int:
     (output_dir / "table.md").write_text(table, encoding="utf-8")
     (output_dir / "compare.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(table)
+    write_report(plan, rows, candidates, records, output_dir)
     runs = _wanted([*plan.selection_runs(), *plan.final_runs(choices(candidates))], None)
     failed = [one for one in runs if records.get(one) and not records.finished(one)]
     if failed:

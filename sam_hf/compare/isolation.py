@@ -28,4 +28,4 @@ def own_globals() -> Iterator[None]:
         torch.use_deterministic_algorithms(deterministic)
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
         if precision is not None:
-            torch.backends.fp32_precision = precision
+            setattr(torch.backends, "fp32_precision", precision)  # noqa: B010 (its stubs do not know the name)

@@ -93,5 +93,5 @@ def verdict(difference: Difference | None, greater_is_better: bool) -> str:
     if difference.adjusted_p < 1 - CONFIDENCE:
         return "better" if (difference.mean > 0) == greater_is_better else "worse"
     if difference.p is not None and difference.p < 1 - CONFIDENCE:
-        return "not significant among so many comparisons"
+        return "only before adjustment"
     return "no significant difference"

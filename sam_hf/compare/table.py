@@ -35,91 +35,136 @@ class Format:
     def difference(self, difference: Difference | None) -> str:
         if difference is None:
             return ""
-        digits = self.digits + 1 if self.is_share else self.digits
-        numbers = [difference.mean, difference.low, difference.high]
-        mean, low, high = (None if n is None else f"{self.factor * n:+.{digits}f}" for n in numbers)
-        return f"{mean}" + (f" [{low}, {high}]" if low is not None else "")
+        if difference.low is None or difference.high is None:
+            return self.signed(difference.mean)
+        return f"{self.signed(difference.mean)} [{self.signed(difference.low)}, {self.signed(difference.high)}]"
+
+    def signed(self, value: float) -> str:
+        return f"{self.factor * value:+.{self.digits + self.is_share}f}".replace("-", "−")
 
 
 def markdown(plan: Plan, rows: list[Row], candidates: list[Candidate]) -> str:
-    """A table a noise rate, what the differences allow to say, and the search."""
+    """For each noise rate what came out, and what differs; how to read it; the search."""
     parts = [f"# {plan.metric} of {plan.recipe}: {len(plan.variants)} variants against {plan.baseline}", ""]
     for noise in plan.label_noise:
         here = [row for row in rows if row.label_noise == noise]
         if here:
-            parts += [f"## Label noise {noise:.0%}", "", *_table(plan, here), ""]
-    return "\n".join([*parts, *_notes(plan, rows), "", *_search(plan, candidates)]).rstrip() + "\n"
+            parts += [f"## Label noise {noise:.0%}", "", *_lines(result_heads(plan), results(plan, here)), ""]
+            parts += [*_lines(difference_heads(), differences(plan, here)), ""]
+    for note in notes(plan, rows):
+        parts += [note, ""]
+    return "\n".join([*parts, *_search(plan, candidates)]).rstrip() + "\n"
 
 
-def _table(plan: Plan, rows: list[Row]) -> list[str]:
+def result_heads(plan: Plan) -> list[str]:
+    unit = Format(plan.metric).unit
+    return [
+        *("variant", "n", f"final epoch ({unit})", f"best epoch ({unit})"),
+        *("compute", "seconds", f"× {plan.baseline}", "peak memory"),
+    ]
+
+
+def results(plan: Plan, rows: list[Row]) -> list[list[str]]:
+    """Under `result_heads`, a line a row."""
     show = Format(plan.metric)
-    has_twins = any(row.twin is not None for row in rows)
-    heads = ["variant", "n", f"final epoch ({show.unit})", f"best epoch ({show.unit})"]
-    heads += [f"final epoch − {plan.baseline}", "p (Holm)", "verdict"]
-    if has_twins:
-        heads += ["final epoch − equal compute", "p (Holm)", "verdict"]
-    heads += ["compute", "seconds", "× baseline", "peak memory"]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for row in rows:
-        cells = [row_name(row), f"{len(row.seeds)}" + (f" ({len(row.failed)} failed)" if row.failed else "")]
-        cells += [show.sample(row.samples["final"]), show.sample(row.samples["best"])]
-        cells += _cells(show, plan, row.against_baseline["final"])
-        if has_twins:
-            cells += _cells(show, plan, row.at_equal_compute["final"])
-        cells += [f"{row.compute:g}", _number(row.seconds, ".1f"), _number(row.time_ratio, ".2f"), _memory(row)]
-        lines.append("| " + " | ".join(cells) + " |")
+    return [
+        [
+            row_name(row),
+            f"{len(row.seeds)}" + (f" ({len(row.failed)} failed)" if row.failed else ""),
+            show.sample(row.samples["final"]),
+            show.sample(row.samples["best"]),
+            f"{row.compute:g}",
+            _number(row.seconds, ".1f"),
+            _number(row.time_ratio, ".2f"),
+            _memory(row),
+        ]
+        for row in rows
+    ]
+
+
+def difference_heads() -> list[str]:
+    return [
+        *("variant", "minus", "verdict", "final epoch [95%]", "p", "p by Holm", "pairs"),
+        *("best epoch [95%]", "p by Holm"),
+    ]
+
+
+def differences(plan: Plan, rows: list[Row]) -> list[list[str]]:
+    """Under `difference_heads`, a line a comparison: to the baseline as it is, then at equal compute."""
+    show, lines = Format(plan.metric), []
+    for opponent, kind in ((None, "against_baseline"), ("twin", "at_equal_compute")):
+        for row in rows:
+            final, best = getattr(row, kind)["final"], getattr(row, kind)["best"]
+            if final is not None:
+                lines.append(
+                    [
+                        row.variant,
+                        plan.baseline if opponent is None else f"{row.twin} (equal compute)",
+                        verdict(final, plan.greater_is_better),
+                        *(show.difference(final), _p(final), _p(final, adjusted=True), str(final.n)),
+                        *(show.difference(best), _p(best, adjusted=True)),
+                    ]
+                )
     return lines
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _lines(heads: list[str], rows: list[list[str]]) -> list[str]:
+    return [_line(heads), "|" + "---|" * len(heads), *map(_line, rows)]
 
 
 def row_name(row: Row) -> str:
     return row.variant + (f" ({describe(row.choice)})" if row.choice else "")
 
 
-def _cells(show: Format, plan: Plan, difference: Difference | None) -> list[str]:
-    if difference is None:
-        return ["", "", ""]
-    p = "" if difference.adjusted_p is None else f"{difference.adjusted_p:.3f}"
-    return [show.difference(difference), p, verdict(difference, plan.greater_is_better)]
-
-
-def _notes(plan: Plan, rows: list[Row]) -> list[str]:
+def notes(plan: Plan, rows: list[Row]) -> list[str]:
+    """How to read the tables, a paragraph each."""
     count = comparisons(rows)
-    notes = [
+    paragraphs = [
         "mean ± standard deviation over seeds. Differences are paired by seed, with their 95% confidence intervals "
-        f"(Student's t) in square brackets; p of the paired t test is adjusted by Holm's method over all {count} "
+        f"(Student's t) in square brackets; p of the paired t test, then adjusted by Holm's method over all {count} "
         "comparisons above. `better` and `worse`: adjusted p below 0.05. Everything else is no evidence of a "
         "difference, nor of there being none.",
-        "",
         "The best epoch is chosen on the very examples that it is reported on, so it flatters every variant. compute: "
         "epochs (updates, where max_steps is given) × passes an update. seconds: median time of training with its "
         "evaluations; runs that share a machine slow each other.",
     ]
-    twins = {row.twin for row in rows if row.twin is not None}
-    if twins:
-        notes += ["", f"At equal compute, {plan.baseline} is {' or '.join(sorted(twins))}, whichever cost the same."]
-    return notes
+    return paragraphs
+
+
+def search_notes(plan: Plan, candidates: list[Candidate]) -> tuple[str, list[str]]:
+    """What the search did, and what to beware of in its result."""
+    assert plan.select is not None
+    did = (
+        f"On {plan.select.percentage}% of the training examples, which these runs did not train on (their labels as "
+        f"noisy as the others), seeds {', '.join(map(str, plan.select.seeds))}, final epoch. "
+        "The test set was not read."
+    )
+    return did, _at_edges(plan, candidates)
 
 
 def _search(plan: Plan, candidates: list[Candidate]) -> list[str]:
     if plan.select is None or not candidates:
         return []
-    show = Format(plan.metric)
-    lines = [
-        "## Search",
-        "",
-        f"On {plan.select.percentage}% of the training examples, which these runs did not train on (their labels as "
-        f"noisy as the others), seeds {', '.join(map(str, plan.select.seeds))}, final epoch. "
-        "The test set was not read.",
-        "",
-        f"| label noise | variant | choice | {plan.metric}, mean | chosen |",
-        "|---|---|---|---|---|",
-    ]
+    before, after = search_notes(plan, candidates)
+    return ["## Search", "", before, "", *_lines(search_heads(plan), search_rows(plan, candidates)), "", *after]
+
+
+def search_heads(plan: Plan) -> list[str]:
+    return ["variant", "label noise", "choice", f"{plan.metric}, mean", "chosen"]
+
+
+def search_rows(plan: Plan, candidates: list[Candidate]) -> list[list[str]]:
+    """Under `search_heads`, a line a candidate."""
+    show, rows = Format(plan.metric), []
     for c in candidates:
-        score = f"{len(c.scores)} of {len(plan.select.seeds)} runs" if c.score is None else show.value(c.score)
-        chosen = "yes" if c.chosen else ""
-        lines.append(f"| {c.label_noise:.0%} | {c.variant} | {describe(c.choice)} | {score} | {chosen} |")
-    edges = _at_edges(plan, candidates)
-    return [*lines, "", *edges] if edges else lines
+        seeds = len(plan.select.seeds) if plan.select is not None else 0
+        score = f"{len(c.scores)} of {seeds} runs" if c.score is None else show.value(c.score)
+        rows.append([c.variant, f"{c.label_noise:.0%}", describe(c.choice), score, "yes" if c.chosen else ""])
+    return rows
 
 
 def _at_edges(plan: Plan, candidates: list[Candidate]) -> list[str]:
@@ -138,6 +183,11 @@ def _at_edges(plan: Plan, candidates: list[Candidate]) -> list[str]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _p(difference: Difference | None, adjusted: bool = False) -> str:
+    value = None if difference is None else difference.adjusted_p if adjusted else difference.p
+    return "< 0.001" if value is not None and value < 0.001 else _number(value, ".3f")
 
 
 def _number(value: float | None, form: str) -> str:

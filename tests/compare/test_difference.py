@@ -61,7 +61,7 @@ def test_what_cannot_be_tested_is_not_called_better(values, baseline, expected):
         (1.0, 0.001, 0.01, True, "better"),
         (-1.0, 0.001, 0.01, True, "worse"),
         (-1.0, 0.001, 0.01, False, "better"),
-        (1.0, 0.03, 0.2, True, "not significant among so many comparisons"),
+        (1.0, 0.03, 0.2, True, "only before adjustment"),
         (1.0, 0.3, 0.9, True, "no significant difference"),
     ],
 )
