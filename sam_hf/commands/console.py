@@ -20,6 +20,12 @@ def _recipe(name: str, argv: list[str]) -> None:
     recipe_main(name)(argv)
 
 
+def compare(argv: list[str]) -> None:
+    from .compare import main
+
+    main(argv)
+
+
 def methods(argv: list[str]) -> None:
     """Print the table of methods."""
     from ..methods import METHODS
@@ -48,6 +54,7 @@ def env(argv: list[str]) -> None:
 # Name -> what it does, and its program
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     **{name: (summary, partial(_recipe, name)) for name, summary in RECIPES.items()},
+    "compare": ("Compare methods on your own data, over seeds and label noise.", compare),
     "methods": ("Print the table of methods.", methods),
     "env": ("Print versions and hardware, for a bug report.", env),
 }
