@@ -1,0 +1,113 @@
+"""
+Flatness of the models that a comparison has trained: λmax, λmax/λ5, trace and m-sharpness, for every method and seed.
+
+    sam-hf compare benchmarks/accuracy_text.yaml --output_dir OUT --keep_models
+    python benchmarks/flatness.py --comparison OUT --output benchmarks/results/flatness_text.json
+
+All models are measured on the same training examples with their right labels, in evaluation mode, so their numbers
+can be compared. Finished models are kept in the result file: the command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+from sam_hf.commands.environment import environment
+
+
+def measure(name: str, options: argparse.Namespace) -> dict:
+    import torch
+    from torch.utils.data import DataLoader
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
+
+    from sam_hf.commands.demo import load_demo_dataset
+    from sam_hf.sharpness import LossOracle, hessian_eigenvalues, hessian_trace, m_sharpness
+
+    torch.set_num_threads(options.threads)
+    start = time.perf_counter()
+    folder = options.comparison / "models" / name
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    examples = load_demo_dataset("rotten-tomatoes")["train"].shuffle(seed=0).select(range(options.examples))
+    rows = [
+        {**tokenizer(text, truncation=True, max_length=48), "labels": label}
+        for text, label in zip(examples["text"], examples["label"], strict=True)
+    ]
+    rows.sort(key=lambda row: len(row["input_ids"]))  # less padding
+    loader = DataLoader(rows, batch_size=options.batch_size, collate_fn=DataCollatorWithPadding(tokenizer))
+    oracle = LossOracle(model, loader, disable_tqdm=True)
+    spectrum = hessian_eigenvalues(oracle, k=5, tolerance=options.tolerance)
+    trace = hessian_trace(oracle, probes=options.probes)
+    groups = m_sharpness(oracle, rho=options.rho, m=options.batch_size)
+    return {
+        "loss": oracle.loss(),
+        "eigenvalues": spectrum.values.tolist(),
+        "residuals": spectrum.residuals.tolist(),
+        "lambda_max": float(spectrum.values[0]),
+        "lambda_ratio": spectrum.ratio(),
+        "trace": trace.value,
+        "trace_error": trace.standard_error,
+        "m_sharpness": groups.mean,
+        "products": spectrum.products,
+        "seconds": time.perf_counter() - start,
+        "environment": environment(),
+    }
+
+
+def chosen(options: argparse.Namespace) -> list[dict]:
+    """The finished runs to report whose models are there."""
+    records = [json.loads(path.read_text()) | {"name": path.stem} for path in options.comparison.glob("runs/*.json")]
+    return [
+        record
+        for record in sorted(records, key=lambda record: record["name"])
+        if record["status"] == "finished"
+        and record["purpose"] == "final"
+        and record["label_noise"] in options.label_noise
+        and record["seed"] in options.seeds
+        and (not options.variants or record["variant"] in options.variants)
+        and (options.comparison / "models" / record["name"]).is_dir()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--comparison", type=Path, required=True, help="output_dir of sam-hf compare --keep_models")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--label_noise", type=float, nargs="+", default=[0.0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", help="default: all")
+    parser.add_argument("--examples", type=int, default=256)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-2, help="residual over eigenvalue; its error is the square"
+    )
+    parser.add_argument("--probes", type=int, default=24, help="of Hutch++, for the trace")
+    parser.add_argument("--rho", type=float, default=0.01, help="radius of m-sharpness")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of each job")
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    result = json.loads(options.output.read_text()) if options.output.exists() else {"models": {}}
+    names = ("examples", "batch_size", "tolerance", "probes", "rho")
+    result["settings"] = {name: getattr(options, name) for name in names}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    records = [record for record in chosen(options) if record["name"] not in result["models"]]
+    with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=20) as pool:
+        answers = pool.imap(partial(measure, options=options), [record["name"] for record in records])
+        for record, answer in zip(records, answers, strict=True):
+            about = {key: record[key] for key in ("variant", "seed", "label_noise")}
+            accuracy = record["evaluations"][-1].get("eval_accuracy")
+            result["models"][record["name"]] = {**about, "eval_accuracy": accuracy, **answer}
+            options.output.write_text(json.dumps(result, indent=1) + "\n")
+            print(f"{record['name']}: lambda max {answer['lambda_max']:.4g}, {answer['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
