@@ -108,6 +108,7 @@ def _carry_out(plan: Plan, records: Records, options: argparse.Namespace) -> Non
     from tqdm.auto import tqdm
 
     from ..compare.pool import Pool, visible_devices
+    from ..compare.records import FAILED, FINISHED
     from ..compare.search import choices, search_results
     from ..compare.worker import WorkerSettings
 
@@ -122,11 +123,14 @@ def _carry_out(plan: Plan, records: Records, options: argparse.Namespace) -> Non
             begun |= {one.key for one in runs}
             if not runs:
                 continue
-            with tqdm(total=len(runs), unit="run", desc=stage) as bar:
+            with tqdm(total=len(runs), unit="run", desc="chosen" if stage == "final" else "runs") as bar:
 
                 def done(one: Run, content: dict[str, Any], bar: Any = bar) -> None:
                     record = records.add(one, content)
-                    if record["status"] == "failed":
+                    if record["status"] == FINISHED and plan.metric not in record["evaluations"][-1]:
+                        known = ", ".join(key for key in record["evaluations"][-1] if key.startswith("eval_"))
+                        raise UsageError(f"metric={plan.metric}: the evaluation reports {known}")
+                    if record["status"] == FAILED:
                         bar.write(f"failed: {one.name}: {record['error'].splitlines()[0]}", file=sys.stderr)
                     bar.update()
 
@@ -135,7 +139,7 @@ def _carry_out(plan: Plan, records: Records, options: argparse.Namespace) -> Non
 
 def _is_due(records: Records, one: Run, retry: bool) -> bool:
     record = records.get(one)
-    return record is None or (retry and record["status"] == "failed")
+    return record is None or (retry and records.finished(one) is None)
 
 
 def _report(plan: Plan, records: Records, output_dir: Path) -> int:

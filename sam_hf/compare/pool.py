@@ -37,14 +37,15 @@ class Pool:
     def __enter__(self) -> Pool:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for connection, process in self._workers.items():
+    def __exit__(self, kind: object, *_: object) -> None:
+        for connection in self._workers:
             connection.close()
-            process.terminate()
         for process in self._workers.values():
-            process.join(10)
+            # Idle ones end by themselves, busy ones only after their run, which an error or Ctrl-C does not wait for
+            process.join(20 if kind is None else 2)
             if process.is_alive():
                 process.kill()
+                process.join()
 
     def carry_out(self, runs: Sequence[Run], done: Callable[[Run, dict[str, Any]], None]) -> None:
         """Call `done` with every run and the content of its record, as they come to their end."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..commands.cli import UsageError
 from .plan import Run
 
 FINISHED = "finished"
@@ -27,7 +28,11 @@ class Records:
         folder.mkdir(parents=True, exist_ok=True)
         self._by_key: dict[str, dict[str, Any]] = {}
         for file in sorted(folder.glob("*.json")):
-            record = json.loads(file.read_text(encoding="utf-8"))
+            try:
+                record = json.loads(file.read_text(encoding="utf-8"))
+                record["key"], record["status"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise UsageError(f"{file} is no record of a run: remove it, and the run is done anew") from error
             known = self._by_key.get(record["key"])
             if known is None or known["status"] != FINISHED:  # of two machines' records the one that has a result
                 self._by_key[record["key"]] = record

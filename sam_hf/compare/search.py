@@ -31,7 +31,7 @@ class Candidate:
     chosen: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "scores": [score if math.isfinite(score) else None for score in self.scores]}
 
 
 def search_results(plan: Plan, records: Records) -> list[Candidate]:

@@ -46,7 +46,7 @@ def work(connection: Connection, settings: WorkerSettings) -> None:
         while True:
             connection.send(carry_out(connection.recv(), settings))
     except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
-        os._exit(0)  # nobody waits for an answer any more; torch's threads and the loaders' need no farewell
+        pass  # nobody waits for an answer any more
 
 
 def _prepare(settings: WorkerSettings) -> None:

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from scipy import stats
 
+from sam_hf.commands.cli import UsageError
 from sam_hf.commands.compare import main
 from sam_hf.compare.read import read_plan
 from sam_hf.compare.worker import WorkerSettings, carry_out
@@ -68,7 +69,7 @@ def test_every_run_is_recorded_with_its_epochs_and_costs(swept):
 
 def test_no_weights_or_folders_are_left(swept):
     files = [file for file in swept[1].rglob("*") if file.is_file()]
-    assert {file.suffix for file in files} == {".json", ".md", ".log"}
+    assert {file.suffix for file in files} == {".json", ".md", ".log", ".html", ".png", ".svg"}
     assert not list((swept[1] / "work").iterdir())
 
 
@@ -151,6 +152,21 @@ def test_weights_are_kept_on_request(write_plan, tmp_path):
     carry_out(run, WorkerSettings(tmp_path, 0, None, None, True))
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "models" / run.name)
     assert model.config.num_labels == 2
+
+
+@pytest.mark.slow
+def test_a_metric_that_is_not_reported_stops_the_command(write_plan, tmp_path):
+    plan = write_plan(metric="eval_bleu", methods={"adamw": {"sam_method": "none", "max_steps": 1}})
+    with pytest.raises(UsageError, match="metric=eval_bleu: the evaluation reports eval_accuracy, eval_f1_macro"):
+        main([plan, "--output_dir", str(tmp_path / "out"), "--threads", "1"])
+    assert len(runs_of(tmp_path / "out")) == 1
+
+
+def test_a_file_that_is_no_record_is_named(write_plan, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "cut-off.json").write_text('{"key": ')
+    with pytest.raises(UsageError, match=r"cut-off\.json is no record of a run"):
+        main([write_plan(), "--output_dir", str(tmp_path)])
 
 
 @pytest.mark.slow
