@@ -26,7 +26,7 @@ class CheckpointMixin(_Trainer):
     """
     Part of [`SAMMixin`].
 
-    `train` is public. The other four methods are private to Trainer, and have no public counterpart: `on_save` comes
+    `train` is public. The other three methods are private to Trainer, and have no public counterpart: `on_save` comes
     after a checkpoint was pushed, no event comes with loading, and none with a checkpoint that failed.
     """
 
@@ -92,14 +92,6 @@ class CheckpointMixin(_Trainer):
     def _parameter_names(self) -> dict[Tensor, str]:
         model: Any = self.model
         return {parameter: plain_name(name) for name, parameter in model.named_parameters()}
-
-    def _save(self, *args, **kwargs) -> None:
-        """Trainer pickles its arguments beside the model, and pushes them: without `hub_token` here."""
-        token, self.args.hub_token = self.args.hub_token, None
-        try:
-            super()._save(*args, **kwargs)
-        finally:
-            self.args.hub_token = token
 
     def _save_checkpoint(self, *args, **kwargs) -> None:
         try:

@@ -45,6 +45,11 @@ def progress_at(update: int, total: int) -> float:
     return min(1.0, update / max(1, total - 1))
 
 
+def rho_of(args: SAMArguments) -> float:
+    """ρ before any schedule: the one given, or the method's default; `0.0` for a method that has none."""
+    return float(method_class(args).default_rho or 0.0) if args.sam_rho is None else args.sam_rho
+
+
 def radius_at(
     args: SAMArguments, update: int, total: int, optimizer: Any = None, step_length: Tensor | None = None
 ) -> float | Tensor:
@@ -62,10 +67,9 @@ def radius_at(
         `float`: the radius; `0.0` for an update that is plain after all. A 0-dimensional tensor with `"auto"`, once
         there was a step.
     """
-    method = method_class(args)
-    if not method.perturbs:
+    if not method_class(args).perturbs:
         return 0.0
-    rho = float(method.default_rho or 0.0) if args.sam_rho is None else args.sam_rho
+    rho = rho_of(args)
     low, schedule = args.sam_rho_min, args.sam_rho_schedule
     if schedule == "auto":
         return 0.0 if step_length is None or args.sam_rho == 0 else AUTO_SHARE * step_length

@@ -20,6 +20,7 @@ from .batch_norm import statistics_frozen
 from .checkpoint_mixin import CheckpointMixin
 from .gradients import is_fsdp
 from .grouping import Grouping
+from .hub_mixin import HubMixin
 from .layout import Layout
 from .method_runner import MethodRunner
 from .passes import Passes
@@ -35,7 +36,7 @@ from .update_gradient import reuse
 from .window import Window
 
 
-class SAMMixin(CheckpointMixin):
+class SAMMixin(HubMixin, CheckpointMixin):
     """
     Sharpness-Aware Minimization for a Trainer: `class SAMSFTTrainer(SAMMixin, SFTTrainer)`.
 
@@ -46,6 +47,7 @@ class SAMMixin(CheckpointMixin):
     Raises:
         ValueError: the trainer is built, or trained, under something that two passes an update cannot run under
             (DeepSpeed, SageMaker model parallelism, XLA, FSDP1, optimizers that step inside the backward pass).
+        HubError: the trainer is built with `push_to_hub`, and could not push.
     """
 
     _sam_window: Window | MomentumWindow | PlainWindow | None
@@ -58,7 +60,9 @@ class SAMMixin(CheckpointMixin):
 
     def __init__(self, *args, **kwargs):
         self._sam_runner = MethodRunner()
+        self.model_card_facts = {}
         super().__init__(*args, **kwargs)
+        self._remember_local_names()
         self._reset_sam()
         self._refuse_unsupported()
 

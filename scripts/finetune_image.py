@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import AutoImageProcessor, AutoModelForImageClassification, set_seed
 
     from sam_hf import SAMTrainer
+    from sam_hf.commands.card import card_arguments
     from sam_hf.commands.image_format import ImageFormat
     from sam_hf.commands.images import BrokenImageError, ImageTransform, check_images
     from sam_hf.commands.lora import with_lora
@@ -84,6 +85,7 @@ def main(argv: list[str] | None = None) -> None:
         compute_loss_func=loss_function(scheme.problem_type, args.label_smoothing_factor),
         compute_metrics=metrics_function(scheme.problem_type),
     )
+    card = card_arguments(data, model_arguments, "image-classification")
     try:
         carry_out(
             trainer,
@@ -91,6 +93,7 @@ def main(argv: list[str] | None = None) -> None:
             resume_from,
             replaced,
             data.label_noise,
+            card,
             splits.get("test"),
             save_model=model_arguments.save_final_model,
         )

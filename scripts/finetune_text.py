@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, set_seed
 
     from sam_hf import SAMTrainer
+    from sam_hf.commands.card import card_arguments
     from sam_hf.commands.data import load_labelled
     from sam_hf.commands.lora import with_lora
     from sam_hf.commands.loss import loss_function
@@ -71,12 +72,14 @@ def main(argv: list[str] | None = None) -> None:
         compute_loss_func=loss_function(scheme.problem_type, args.label_smoothing_factor),
         compute_metrics=metrics_function(scheme.problem_type),
     )
+    card = card_arguments(data, model_arguments, "text-classification")
     carry_out(
         trainer,
         scheme,
         resume_from,
         replaced,
         data.label_noise,
+        card,
         splits.get("test"),
         save_model=model_arguments.save_final_model,
     )

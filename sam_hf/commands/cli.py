@@ -14,12 +14,17 @@ class UsageError(Exception):
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Run `main`, turning a `UsageError` into one line on stderr and exit status 2."""
+    """
+    Run `main`, turning a `UsageError`, or a Hub that refuses to be pushed to before training, into one line on stderr
+    and exit status 2; a failed push into one line and exit status 1.
+    """
+    from ..hub import HubError, HubRefusedError
+
     try:
         main()
-    except UsageError as error:
+    except (UsageError, HubError) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, UsageError | HubRefusedError) else 1)
 
 
 def parse_arguments(dataclass_types: Sequence[type], argv: Sequence[str], description: str) -> tuple[Any, ...]:

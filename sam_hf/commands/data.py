@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from .arguments import DataArguments
 
-_LOADERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+LOADERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
 @contextmanager
@@ -152,9 +152,9 @@ def _cut(train: Dataset, percentage: int, limit: int | None) -> tuple[Dataset, D
 def _load_file(file: str):
     from datasets import load_dataset
 
-    loader = _LOADERS.get(Path(file).suffix.lower())
+    loader = LOADERS.get(Path(file).suffix.lower())
     if loader is None:
-        raise UsageError(f"{file} is of no known kind: it must end in {', '.join(_LOADERS)}")
+        raise UsageError(f"{file} is of no known kind: it must end in {', '.join(LOADERS)}")
     if not Path(file).is_file():
         raise UsageError(f"the file {file} does not exist")
     try:

