@@ -40,15 +40,15 @@ def token_kept_out_of_files(args: Any) -> Iterator[None]:
 
 def status_of(error: BaseException) -> int | None:
     """The status that the Hub answered, or `None` where there was no answer."""
-    return getattr(getattr(error, "response", None), "status_code", None)
+    return getattr(getattr(_origin(error), "response", None), "status_code", None)
 
 
 def is_refusal(error: BaseException) -> bool:
     """Whether trying again would not help: the token, the rights, the name or the offline mode are to be changed."""
     from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-    offers = (HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled)
-    return status_of(error) in (400, 401, 403, 404) or isinstance(error, offers)
+    wrong_use = (HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled)
+    return status_of(error) in (400, 401, 403, 404) or isinstance(_origin(error), wrong_use)
 
 
 def reason(error: BaseException, repository: str, token: str | None) -> str:
@@ -56,9 +56,9 @@ def reason(error: BaseException, repository: str, token: str | None) -> str:
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
-    status = status_of(error)
+    error, status = _origin(error), status_of(error)
     said = getattr(error, "server_message", None)
-    said = f": {said}" if said else ""
+    said = f": {_line(said)}" if said else ""
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, so that the Hub cannot be reached: unset it"
     if isinstance(error, HFValidationError):
@@ -72,7 +72,7 @@ def reason(error: BaseException, repository: str, token: str | None) -> str:
         return f"the token may not write to {repository} (403{said}): use one with the right to write to it"
     if status is not None:
         return f"the Hub at {constants.ENDPOINT} answered {status}{said}"
-    if type(error).__module__.split(".")[0] in ("httpx", "httpx2"):
+    if _is_http(error):
         return f"the Hub at {constants.ENDPOINT} cannot be reached ({type(error).__name__}: {_line(error)})"
     return f"{type(error).__name__}: {_line(error)}"
 
@@ -87,5 +87,18 @@ def upload_command(repository: str, folder: str, revision: str | None, path_in_r
     return shlex.join(words)
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+def _origin(error: BaseException) -> BaseException:
+    """What an upload failed of: the client wraps it where several files are uploaded."""
+    cause: BaseException | None = error
+    while cause is not None and not _is_http(cause):
+        cause = cause.__cause__
+    return error if cause is None else cause
+
+
+def _is_http(error: BaseException) -> bool:
+    """Whether the HTTP client raised it, which is one or the other library in the versions of the Hub client."""
+    return any(base.__module__.split(".")[0] in ("httpx", "httpx2") for base in type(error).__mro__)
+
+
+def _line(error: BaseException | str) -> str:
+    return " ".join(str(error).split()).rstrip(".")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -29,9 +28,9 @@ class HubMixin(_Trainer):
     Part of [`SAMMixin`]: what [`~transformers.Trainer`] pushes, when, and to where, stays as it is.
 
     What it pushes in the background fails without a word, and what it pushes at the end fails with whatever error the
-    Hub client raises. Here both say what happened, that the model is saved, and what to do next. `_save` and
-    `_push_from_checkpoint` are private to Trainer: they are where it pickles its arguments, and have no public
-    counterpart.
+    Hub client raises. Here both say what happened, that the model is saved, and what to do next. `_save`,
+    `_push_from_checkpoint` and `_finish_current_push` are private to Trainer and have no public counterpart: the first
+    two are where it pickles its arguments.
 
     Attributes:
         model_card_facts (`dict[str, str]`):
@@ -41,6 +40,7 @@ class HubMixin(_Trainer):
     sam_args: Any
     model_card_facts: dict[str, str]
     _sam_local_names: set[str]
+    _sam_pushes: list[tuple[Future, str, str]]
     _sam_saved_to_push: bool = False
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
@@ -90,7 +90,7 @@ class HubMixin(_Trainer):
                 raise
             raise self._not_pushed(self._hub_error(error, token), revision) from error
         if isinstance(pushed, Future):
-            pushed.add_done_callback(partial(self._report, what=[self._output_dir, ".", revision]))
+            pushed.add_done_callback(partial(self._report_last, revision=revision))
         return pushed
 
     def create_model_card(self, *args, **kwargs) -> None:
@@ -109,6 +109,10 @@ class HubMixin(_Trainer):
             keep_local_names_out(card, self._sam_local_names)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.args.hub_always_push:
+            # The next push copies the model over the one that is being read
+            self._finish_current_push()
+        self._report_pushes()
         running = getattr(self, "push_in_progress", None)
         known = set() if running is None else set(running.jobs)
         try:
@@ -118,11 +122,13 @@ class HubMixin(_Trainer):
             self._warn(error, self._output_dir)
         running = getattr(self, "push_in_progress", None)
         started = [] if running is None else [job for job in running.jobs if job not in known]
-        in_repo = (
-            "last-checkpoint" if self.args.hub_strategy == HubStrategy.CHECKPOINT else Path(checkpoint_folder).name
-        )
-        for job, *what in zip(started, (self._output_dir, checkpoint_folder), (".", in_repo), strict=False):
-            job.add_done_callback(partial(self._report, what=what))
+        only_last = self.args.hub_strategy == HubStrategy.CHECKPOINT
+        in_repo = "last-checkpoint" if only_last else Path(checkpoint_folder).name
+        self._sam_pushes += zip(started, (self._output_dir, checkpoint_folder), (".", in_repo), strict=False)
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        self._report_pushes()
 
     def _remember_local_names(self) -> None:
         """Names of base models that are folders now. A checkpoint that training started from may be deleted later."""
@@ -177,11 +183,19 @@ class HubMixin(_Trainer):
         revision = revision if revision is not None else self.args.hub_revision
         return "Push it with: " + upload_command(self._repository_name(), folder, revision, path_in_repo)
 
-    def _report(self, job: Future, what: Sequence[Any]) -> None:
-        """Called in the background, when a push has ended."""
-        error = None if job.cancelled() else job.exception()
-        if error is not None:
-            self._warn(error, *what)
+    def _report_last(self, job: Future, revision: str | None) -> None:
+        """Called in the background: nothing of the trainer's may come after the last push."""
+        if not job.cancelled() and (error := job.exception()) is not None:
+            self._warn(error, self._output_dir, revision=revision)
+
+    def _report_pushes(self) -> None:
+        """Say which of the pushes from checkpoints have failed since this was asked last."""
+        pushes, self._sam_pushes = self._sam_pushes, []
+        for job, folder, path_in_repo in pushes:
+            if not job.done():
+                self._sam_pushes.append((job, folder, path_in_repo))
+            elif not job.cancelled() and (error := job.exception()) is not None:
+                self._warn(error, folder, path_in_repo)
 
     def _warn(self, error: BaseException, folder: str, path_in_repo: str = ".", revision: str | None = None) -> None:
         why = reason(error, self._repository_name(), self.args.hub_token)

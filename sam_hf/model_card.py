@@ -136,15 +136,23 @@ def keep_local_names_out(path: Path, local: Iterable[str], finetuned_from: str |
     metadata.pop("base_model", None)
     if kept:
         metadata["base_model"] = kept if isinstance(named, list) else kept[0]
-    tags = metadata.get("tags")
-    if isinstance(tags, list):
-        metadata["tags"] = [tag for tag in tags if not any(str(tag).endswith(f":{name}") for name in out)]
+    if isinstance(metadata.get("tags"), list):
+        tags = [_renamed(str(tag), out, finetuned_from) for tag in metadata["tags"]]
+        metadata["tags"] = [tag for tag in tags if tag is not None]
     for name in out:
         text = text.replace(f"[{name}](https://huggingface.co/{name})", _NOT_ON_HUB)
     if local and finetuned_from is None:
         text = text.replace("This model was trained from scratch on", f"This model is {_NOT_ON_HUB}, finetuned on")
     if (metadata, text) != _read(path):
         _write(path, metadata, text)
+
+
+def _renamed(tag: str, out: set[str], name: str | None) -> str | None:
+    """`base_model:adapter:NAME`, as PEFT writes it, with another name or not at all."""
+    kind, _, of = tag.partition(":adapter:")
+    if kind != "base_model" or of not in out:
+        return tag
+    return None if name is None else f"base_model:adapter:{name}"
 
 
 def _is_on_hub(name: Any, local: Iterable[str]) -> bool:

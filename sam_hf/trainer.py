@@ -61,6 +61,7 @@ class SAMMixin(HubMixin, CheckpointMixin):
     def __init__(self, *args, **kwargs):
         self._sam_runner = MethodRunner()
         self.model_card_facts = {}
+        self._sam_pushes = []
         super().__init__(*args, **kwargs)
         self._remember_local_names()
         self._reset_sam()

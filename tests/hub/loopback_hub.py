@@ -68,6 +68,7 @@ class LoopbackHub:
         self.chunk = chunk
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
+        self.held: list[tuple[str, threading.Event]] = []
         self.url = ""
 
     def __enter__(self) -> LoopbackHub:
@@ -85,6 +86,15 @@ class LoopbackHub:
     def fail(self, method: str, path: str, status: int | None, times: int = -1, after: int = 0) -> None:
         """From the `after`-th matching request on, fail `times` of them (-1: all)."""
         self.faults.append(Fault(method, path, status, times, after))
+
+    def hold(self, path: str) -> threading.Event:
+        """Let requests that match wait until the event is set."""
+        event = threading.Event()
+        self.held.append((path, event))
+        return event
+
+    def heal(self) -> None:
+        self.faults.clear()
 
     def repository(self, name: str) -> Repository:
         return self.store.repositories[f"{self.user}/{name}"]
@@ -108,13 +118,18 @@ class LoopbackHub:
 class _Handler(BaseHTTPRequestHandler):
     hub: LoopbackHub
     protocol_version = "HTTP/1.1"
+    wbufsize = 1 << 16  # head and body in one packet
+    disable_nagle_algorithm = True
 
     def _serve(self) -> None:
         url = urlsplit(self.path)
         body = self._body()
         request = Request(self.command, url.path, {k.lower(): v for k, v in self.headers.items()}, body)
+        self.hub.requests.append(request)
+        for path, event in self.hub.held:
+            if re.search(path, request.path):
+                event.wait(60)
         with self.hub.store.lock:
-            self.hub.requests.append(request)
             fault = next((f for f in self.hub.faults if f.strikes(self.command, url.path)), None)
             if fault is not None and fault.status is None:
                 self.close_connection = True

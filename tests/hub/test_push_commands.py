@@ -1,0 +1,135 @@
+"""The programs with `--push_to_hub`, as a user runs them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hub_checks import assert_no_secret
+from loopback_hub import LoopbackHub
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from sam_hf.commands import cli
+
+REPOSITORY = Path(__file__).parents[2]
+TEXTS = ["good film", "bad plot", "a fine film", "the awful plot", "great plot", "poor film"] * 4
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> dict[str, Path]:
+    """A tiny checkpoint and a file of examples."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("inputs")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({word for text in TEXTS for word in text.split()})]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=16).save_pretrained(folder / "bert")
+    torch.manual_seed(0)
+    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=16, **size)).save_pretrained(folder / "bert")
+    rows = [{"text": text, "label": i % 2} for i, text in enumerate(TEXTS)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {"model": folder / "bert", "data": folder / "train.jsonl"}
+
+
+@pytest.fixture
+def options(inputs, tmp_path) -> list[str]:
+    words = ["--model_name_or_path", inputs["model"], "--train_file", inputs["data"], "--validation_file"]
+    words += [
+        inputs["data"],
+        "--do_train",
+        "--do_eval",
+        "--num_train_epochs",
+        "1",
+        "--output_dir",
+        tmp_path / "reviews",
+    ]
+    words += "--sam_rho 0.01 --use_cpu true --push_to_hub".split()
+    words += "--report_to none --disable_tqdm true".split()
+    return [str(word) for word in words]
+
+
+@pytest.fixture
+def finetune(run_command, options):
+    def run(hub_url: str, token: str | None, *more):
+        return run_command(["scripts/finetune_text.py", *options, *more], hub_url, token)
+
+    return run
+
+
+@pytest.fixture
+def finetune_here(options, capsys):
+    """The same in this process, which has imported everything: exit status and the error's line."""
+    spec = importlib.util.spec_from_file_location("finetune_text", REPOSITORY / "scripts" / "finetune_text.py")
+    script = sys.modules["finetune_text"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+
+    def run(*more) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as end:
+            cli.run(lambda: script.main([*options, *more]))
+        return end.value.code, capsys.readouterr().err.splitlines()[-1]
+
+    return run
+
+
+def test_push(hub, finetune, tmp_path, connect):
+    options = ["--hub_token", hub.token, "--hub_private_repo", "true", "--hub_strategy", "checkpoint"]
+    options += ["--save_strategy", "epoch", "--label_noise", "0.25"]
+    done = finetune(hub.url, None, *options)
+    assert done.returncode == 0, done.stderr
+    assert hub.repository("reviews").private
+    # One push a checkpoint, and one at the end
+    assert [commit.message for commit in hub.commits("reviews")] == [
+        "Training in progress, epoch 1",
+        "Training in progress, epoch 1, checkpoint",
+        "End of training",
+    ]
+    assert hub.token not in done.stdout + done.stderr
+    assert_no_secret(hub, tmp_path / "reviews", tmp_path / "hf_home")
+
+    connect(hub.url, hub.token)
+    text = AutoTokenizer.from_pretrained("tester/reviews")("a good film", return_tensors="pt")
+    loaded, local = (
+        AutoModelForSequenceClassification.from_pretrained(n) for n in ("tester/reviews", tmp_path / "reviews")
+    )
+    assert torch.equal(loaded(**text).logits, local(**text).logits)
+    card = hub.files("reviews")["README.md"].decode()
+    assert "| label noise | 25% of the training labels replaced by another class (6 labels) |" in card
+    assert str(tmp_path) not in card and str(Path(sys.prefix)) not in card
+
+
+def test_wrong_token_is_wrong_use(hub, connect, finetune_here, tmp_path):
+    connect(hub.url, "hf_wrong")
+    status, error = finetune_here()
+    assert status == 2
+    assert error.startswith("error: push_to_hub: ")
+    assert "refused the token of HF_TOKEN or of `hf auth login` (401" in error
+    assert not (tmp_path / "reviews").exists(), "nothing was trained"
+
+
+def test_unreachable_hub(connect, finetune_here):
+    with LoopbackHub() as hub:
+        url, token = hub.url, hub.token
+    connect(url, token)
+    status, error = finetune_here()
+    assert status == 1
+    assert error.startswith(f"error: push_to_hub: the Hub at {url} cannot be reached")
+
+
+def test_failed_push_costs_nothing_but_the_push(hub, finetune, tmp_path):
+    hub.fail("POST", "/commit/", 500)
+    done = finetune(hub.url, hub.token, "--save_strategy", "epoch", "--hub_strategy", "every_save")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    message = done.stderr.splitlines()[-1]
+    output = tmp_path / "reviews"
+    assert f"answered 500: a fault of the test. Nothing is lost: the model is in {output}." in message
+    assert "Push it with: hf upload tester/reviews" in message
+    assert "model written to" in done.stdout, "the report came before the push"
+    for name in ("model.safetensors", "eval_results.json", "README.md", "trainer_state.json", "checkpoint-3"):
+        assert (output / name).exists(), name
+    assert_no_secret(hub, output)
