@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import Future
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
 from .hub import HubError, HubRefusedError, is_refusal, reason, status_of, token_kept_out_of_files, upload_command
-from .model_card import base_model_names, complete_card, keep_local_names_out
+from .model_card import base_model_names, complete_card, data_arguments, keep_local_names_out
 
 logger = logging.get_logger(__name__)
 
@@ -96,7 +97,11 @@ class HubMixin(_Trainer):
     def create_model_card(self, *args, **kwargs) -> None:
         """See [`~transformers.Trainer.create_model_card`]; the card then says how SAM was used."""
         self._sam_saved_to_push = True
-        super().create_model_card(*args, **kwargs)
+        own = super().create_model_card
+        data_given = args or kwargs.keys() & {"dataset", "dataset_tags"}
+        if not data_given and "dataset_tags" in signature(own).parameters:
+            kwargs |= data_arguments(self)
+        own(*args, **kwargs)
         if self.is_world_process_zero():
             complete_card(self, Path(self._output_dir) / "README.md", kwargs.get("finetuned_from"))
 

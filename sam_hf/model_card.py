@@ -22,6 +22,7 @@ LAMBDA_MAX = "eval_sharpness_lambda_max"
 
 # Ways to load files, which datasets reports in the place of a data set's name
 _LOADERS = {"csv", "json", "pandas", "parquet", "arrow", "text", "xml", "imagefolder", "generator"}
+_UNKNOWN = "unknown"
 _BEGIN, _END = "<!-- sam_hf -->", "<!-- /sam_hf -->"
 _NOT_ON_HUB = "a checkpoint that is not on the Hub"
 
@@ -50,6 +51,16 @@ def complete_card(trainer: Any, path: Path, finetuned_from: str | None = None) -
         text = f"{before.rstrip()}\n\n{_marked(section(trainer))}\n\n{heading}{after}".rstrip()
         text += f"\n\n{_marked(citations(trainer))}\n"
     _write(path, metadata, text)
+
+
+def data_arguments(trainer: Any) -> dict[str, str]:
+    """
+    Arguments of the card for data that have no name on the Hub. Trainer leaves the results out where it has none, and
+    writes `null` for data that were made in memory.
+    """
+    data = trainer.eval_dataset if trainer.eval_dataset is not None else trainer.train_dataset
+    loader = getattr(data, "builder_name", None) or _UNKNOWN
+    return {"dataset": _UNKNOWN, "dataset_tags": loader} if loader in {*_LOADERS, _UNKNOWN} else {}
 
 
 def was_used(trainer: Any) -> bool:
@@ -141,6 +152,8 @@ def keep_local_names_out(path: Path, local: Iterable[str], finetuned_from: str |
         metadata["tags"] = [tag for tag in tags if tag is not None]
     for name in out:
         text = text.replace(f"[{name}](https://huggingface.co/{name})", _NOT_ON_HUB)
+    # What Trainer writes of a model that was made from a configuration
+    text = text.replace("is a fine-tuned version of [](https://huggingface.co/) on", "was trained from scratch on")
     if local and finetuned_from is None:
         text = text.replace("This model was trained from scratch on", f"This model is {_NOT_ON_HUB}, finetuned on")
     if (metadata, text) != _read(path):
@@ -167,18 +180,17 @@ def _is_on_hub(name: Any, local: Iterable[str]) -> bool:
 
 def _without_nameless_data(metadata: dict[str, Any], text: str) -> str:
     """Data from files or memory are no data set on the Hub; what they are called stays in the results."""
-    named = [name for name in metadata.get("datasets") or [] if isinstance(name, str) and name not in _LOADERS]
+    nameless = {*_LOADERS, _UNKNOWN}
+    named = [name for name in metadata.get("datasets") or [] if isinstance(name, str) and name not in nameless]
     metadata.pop("datasets", None)
     if named:
         metadata["datasets"] = named
     for result in (result for model in metadata.get("model-index") or [] for result in model.get("results") or []):
         data = result.get("dataset") or {}
-        if data.get("type") is None or data["type"] in _LOADERS:
+        if data.get("type") in nameless:
             for key in ("config", "split", "args"):  # of the loader, not of the data
                 data.pop(key, None)
-            data["type"] = data.get("type") or "unknown"
-            data["name"] = data.get("name") or "unknown"
-    return text.replace(" on the None dataset.", " on an unknown dataset.")
+    return text.replace(f" on the {_UNKNOWN} dataset.", f" on an {_UNKNOWN} dataset.")
 
 
 def _radius(args: Any) -> str:

@@ -1,0 +1,47 @@
+"""Trainers that write a model card of their own: it is kept, and says how SAM was used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from causal import llama, run, run_with, texts, with_sam
+from embeddings import embedder, pairs
+from huggingface_hub import ModelCard
+from transformers import LlamaForCausalLM
+
+from sam_hf.methods import METHODS
+from sam_hf.model_card import TAGS
+
+
+def assert_completed(path: Path, own: str) -> ModelCard:
+    card = ModelCard.load(path)
+    assert set(TAGS) <= set(card.data.tags)
+    assert own in card.text
+    assert "| method | [Sharpness-Aware Minimization]" in card.text
+    assert METHODS["sam"].citation in card.text
+    return card
+
+
+def test_sft(tmp_path):
+    trl = pytest.importorskip("trl")
+    llama().save_pretrained(tmp_path / "private")
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "private")
+    trainer = run(with_sam(trl.SFTTrainer, trl.SFTConfig), model, texts(8), tmp_path / "out")
+    trainer.create_model_card(model_name="out")
+    card = assert_completed(Path(trainer.args.output_dir) / "README.md", "This model was trained with SFT.")
+    assert {"sft", "trl"} <= set(card.data.tags)
+    assert "private" not in card.content and "None" not in card.content
+
+
+def test_sentence_transformers(tmp_path):
+    st = pytest.importorskip("sentence_transformers")
+    losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
+    model = embedder(tmp_path / "private")
+    classes = with_sam(st.SentenceTransformerTrainer, st.SentenceTransformerTrainingArguments)
+    loss = losses.MultipleNegativesRankingLoss(model, scale=2.0)
+    trainer = run_with(classes, model, pairs(8), tmp_path / "out", loss=loss)
+    trainer.create_model_card()
+    card = assert_completed(Path(trainer.args.output_dir) / "README.md", "MultipleNegativesRankingLoss")
+    assert card.data.library_name == "sentence-transformers"
+    assert str(tmp_path) not in card.content
