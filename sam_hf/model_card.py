@@ -48,7 +48,7 @@ def complete_card(trainer: Any, path: Path, finetuned_from: str | None = None) -
         metadata["tags"] = [*tags, *(tag for tag in TAGS if tag not in tags)]
         text = re.sub(rf"\n*{_BEGIN}.*?{_END}\n*", "\n\n", text, flags=re.DOTALL)
         before, heading, after = text.partition("\n## Training procedure\n")
-        text = f"{before.rstrip()}\n\n{_marked(section(trainer))}\n\n{heading}{after}".rstrip()
+        text = f"{before.rstrip()}\n\n{_marked(section(trainer))}\n{heading}{after}".rstrip()
         text += f"\n\n{_marked(citations(trainer))}\n"
     _write(path, metadata, text)
 
@@ -71,8 +71,6 @@ def was_used(trainer: Any) -> bool:
 
 def section(trainer: Any) -> str:
     """The part of the card on SAM, in Markdown."""
-    args, method = trainer.sam_args, method_class(trainer.sam_args)
-    given = [f'sam_method="{args.sam_method}"'] + ([f"sam_rho={rho_of(args):g}"] if method.perturbs else [])
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts(trainer).items())
     return f"""## Sharpness-Aware Minimization
 
@@ -83,12 +81,35 @@ favours flat minima. This SAM is an optimization method, not the Segment Anythin
 |---|---|
 {rows}
 
-The change from [`Trainer`](https://huggingface.co/docs/transformers/main_classes/trainer) is two lines:
-
 ```python
-from sam_hf import SAMTrainer, SAMTrainingArguments
-trainer = SAMTrainer(model=model, args=SAMTrainingArguments("out", {", ".join(given)}), train_dataset=dataset)
+{_snippet(trainer)}
 ```"""
+
+
+def _snippet(trainer: Any) -> str:
+    """The change from the trainer without SAM: two lines, or the mixin in front of another trainer's classes."""
+    from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
+
+    args, method = trainer.sam_args, method_class(trainer.sam_args)
+    given = f'"out", sam_method="{args.sam_method}"' + (f", sam_rho={rho_of(args):g}" if method.perturbs else "")
+    base = next((c for c in type(trainer).__mro__ if issubclass(c, Trainer) and not hasattr(c, "sam_args")), Trainer)
+    if base in (Trainer, Seq2SeqTrainer):
+        name = base.__name__.removesuffix("Trainer")
+        return f"""from sam_hf import SAM{name}Trainer, SAM{name}TrainingArguments
+trainer = SAM{name}Trainer(model=model, args=SAM{name}TrainingArguments({given}), train_dataset=dataset)"""
+    kinds = type(trainer.args).__mro__
+    config = next(c for c in kinds if issubclass(c, TrainingArguments) and not issubclass(c, SAMArguments))
+    return f"""from dataclasses import dataclass
+from sam_hf import SAMArguments, SAMMixin
+
+class SAM{base.__name__}(SAMMixin, {base.__name__}):
+    pass
+
+@dataclass
+class SAM{config.__name__}(SAMArguments, {config.__name__}):
+    pass
+
+args = SAM{config.__name__}({given})"""
 
 
 def facts(trainer: Any) -> dict[str, str]:

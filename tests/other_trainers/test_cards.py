@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from embeddings import embedder, pairs
 from huggingface_hub import ModelCard
 from transformers import LlamaForCausalLM
 
+from sam_hf import SAMMixin
 from sam_hf.methods import METHODS
 from sam_hf.model_card import TAGS
 
@@ -23,6 +25,16 @@ def assert_completed(path: Path, own: str) -> ModelCard:
     return card
 
 
+def assert_snippet_runs(card: ModelCard, *classes: type) -> None:
+    snippets = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    names = {made.__name__: made for made in classes}
+    (code,) = (snippet for snippet in snippets if "sam_hf" in snippet)
+    exec(code.replace('"out"', '"out", use_cpu=True, bf16=False'), names)  # TRL's default needs a GPU
+    made = names[f"SAM{classes[0].__name__}"]
+    assert issubclass(made, SAMMixin) and issubclass(made, classes[0])
+    assert isinstance(names["args"], classes[1]) and names["args"].sam_rho == 0.05
+
+
 def test_sft(tmp_path):
     trl = pytest.importorskip("trl")
     llama().save_pretrained(tmp_path / "private")
@@ -31,7 +43,8 @@ def test_sft(tmp_path):
     trainer.create_model_card(model_name="out")
     card = assert_completed(Path(trainer.args.output_dir) / "README.md", "This model was trained with SFT.")
     assert {"sft", "trl"} <= set(card.data.tags)
-    assert "private" not in card.content and "None" not in card.content
+    assert "private" not in card.content
+    assert_snippet_runs(card, trl.SFTTrainer, trl.SFTConfig)
 
 
 def test_sentence_transformers(tmp_path):
@@ -45,3 +58,4 @@ def test_sentence_transformers(tmp_path):
     card = assert_completed(Path(trainer.args.output_dir) / "README.md", "MultipleNegativesRankingLoss")
     assert card.data.library_name == "sentence-transformers"
     assert str(tmp_path) not in card.content
+    assert_snippet_runs(card, st.SentenceTransformerTrainer, st.SentenceTransformerTrainingArguments)
