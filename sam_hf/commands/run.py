@@ -84,7 +84,7 @@ def carry_out(
         # Last: all there is to push is written by now, and nothing is lost where the Hub fails
         if args.push_to_hub:
             trainer.push_to_hub(**card)
-        elif args.do_train and save_model:
+        elif args.do_train and save_model and not _is_by_hand(Path(args.output_dir) / "README.md"):
             trainer.create_model_card(**card)
     finally:
         trainer.accelerator.end_training()  # leaves the process group, which aborts at exit otherwise
@@ -131,6 +131,11 @@ def evaluation_of_last_step(trainer: Any) -> dict[str, float] | None:
         if "eval_loss" in entry and entry["step"] == trainer.state.global_step > 0:
             return {key: value for key, value in entry.items() if key != "step"}
     return None
+
+
+def _is_by_hand(card: Path) -> bool:
+    """Whether a card is there that no Trainer wrote."""
+    return card.is_file() and "<!-- This model card has been generated automatically" not in card.read_text("utf-8")
 
 
 class LogAtTheEnd(TrainerCallback):

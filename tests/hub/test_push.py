@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import tiny
 import torch
@@ -148,6 +150,8 @@ def test_files_do_not_change_under_a_push(connected, make):
             sums.append(float(sum(p.detach().double().sum() for p in model.parameters())))
 
     trainer = make(hub_strategy="every_save", callbacks=[Look()], max_steps=6)
+    # Long enough for all of training, if it did not wait
+    threading.Timer(1.0, connected.hold("/preupload/").set).start()
     trainer.train()
     assert len(connected.commits("run")) == 6
     for commit, expected in zip(connected.commits("run"), sums, strict=True):

@@ -52,8 +52,8 @@ def test_token_that_may_only_read(hub, connect, make, exists):
     if exists:
         hub.store.create("tester/run", private=False)
     connect(hub.url, hub.read_token)
-    with pytest.raises(HubRefusedError, match=r"the token may not write to \S+ \(403"):
-        make()
+    with pytest.raises(HubRefusedError, match=r"the token may not write to tester/run \(403"):
+        make(hub_model_id="tester/run")
 
 
 def test_namespace_of_another(connected, make):
@@ -216,22 +216,27 @@ def test_push_by_hand_as_the_message_says(connected, make, run_command):
     assert shlex.split(command)[:2] == ["hf", "upload"]
 
 
-@pytest.mark.parametrize("fault", ["token", "revision"])
-def test_model_is_saved_where_the_hub_is_first_asked_after_training(connected, make, fault):
+@pytest.mark.parametrize(
+    "path, arguments, options",
+    [
+        ("/repos/create", {}, {}),
+        ("/branch/", {"hub_revision": "b"}, {}),
+        ("/branch/", {}, {"revision": "b"}),
+    ],
+    ids=["repository", "hub_revision", "revision"],
+)
+def test_model_is_saved_where_the_hub_is_first_asked_after_training(connected, make, path, arguments, options):
     """`push_to_hub` is not among the arguments, so that nothing was saved or asked before."""
-    trainer = make(push_to_hub=False, save_strategy="no")
+    trainer = make(push_to_hub=False, save_strategy="no", **arguments)
     trainer.train()
-    if fault == "token":
-        connected.fail("POST", "/repos/create", 401)
-    else:
-        connected.fail("POST", "/branch/", 500)
+    connected.fail("POST", path, 401)
     with pytest.raises(HubError, match="Nothing is lost") as error:
-        trainer.push_to_hub(revision="b")
+        trainer.push_to_hub(**options)
     assert not isinstance(error.value, HubRefusedError), "training was done"
     assert_kept(trainer)
     connected.heal()
-    trainer.push_to_hub(revision="b")
-    assert_pushed(trainer, "tester/run", revision="b")
+    trainer.push_to_hub(**options)
+    assert_pushed(trainer, "tester/run", revision="b" if arguments or options else "main")
 
 
 def test_save_model_saves_where_its_push_fails(connected, make):
