@@ -72,10 +72,11 @@ def was_used(trainer: Any) -> bool:
 def section(trainer: Any) -> str:
     """The part of the card on SAM, in Markdown."""
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts(trainer).items())
+    method = method_class(trainer.sam_args)
     return f"""## Sharpness-Aware Minimization
 
-Trained with sam_hf: the optimizer follows the gradient at a point near the weights where the loss is higher, which
-favours flat minima. This SAM is an optimization method, not the Segment Anything Model.
+Trained with sam_hf, which looks for flat minima, by {method.title}: {method.summary[0].lower()}{method.summary[1:]}
+This SAM is an optimization method, not the Segment Anything Model.
 
 | | |
 |---|---|

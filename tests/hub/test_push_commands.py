@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -63,14 +64,16 @@ def finetune(run_command, options):
 
 @pytest.fixture
 def finetune_here(options, capsys):
-    """The same in this process, which has imported everything: exit status and the error's line."""
+    """The same in this process, which has imported everything: exit status and, if it `ends` so, the error's line."""
     spec = importlib.util.spec_from_file_location("finetune_text", REPOSITORY / "scripts" / "finetune_text.py")
     script = sys.modules["finetune_text"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
 
-    def run(*more) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as end:
+    def run(*more, ends: bool = True) -> tuple[int, str]:
+        with pytest.raises(SystemExit) if ends else nullcontext() as end:
             cli.run(lambda: script.main([*options, *more]))
+        if not ends:
+            return 0, ""
         return end.value.code, capsys.readouterr().err.splitlines()[-1]
 
     return run
@@ -100,6 +103,35 @@ def test_push(hub, finetune, tmp_path, connect):
     card = hub.files("reviews")["README.md"].decode()
     assert "| label noise | 25% of the training labels replaced by another class (6 labels) |" in card
     assert str(tmp_path) not in card and str(Path(sys.prefix)) not in card
+
+
+def test_card_without_a_push(finetune_here, options, connect, tmp_path):
+    """Written too, but not over one that somebody wrote by hand."""
+    options.remove("--push_to_hub")
+    finetune_here(ends=False)
+    card = tmp_path / "reviews" / "README.md"
+    assert "## Sharpness-Aware Minimization" in card.read_text(encoding="utf-8")
+    card.write_text("---\nlicense: mit\n---\nMine.\n", encoding="utf-8")
+    finetune_here("--overwrite_output_dir", ends=False)
+    assert card.read_text(encoding="utf-8") == "---\nlicense: mit\n---\nMine.\n"
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_push_once(hub, run_command, options, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words = [*torchrun, REPOSITORY / "scripts" / "finetune_text.py", *options, "--hub_token", hub.token]
+    done = run_command([*words, "--save_strategy", "epoch", "--hub_strategy", "every_save"], hub.url, None)
+    assert done.returncode == 0, done.stderr
+    messages = [commit.message for commit in hub.commits("reviews")]
+    assert messages == ["Training in progress, epoch 1", "End of training"]
+    assert_no_secret(hub, tmp_path / "reviews")
+
+    hub.fail("POST", "/commit/", 500)
+    done = run_command([*words, "--overwrite_output_dir", "--seed", "1"], hub.url, None)
+    assert done.returncode == 1
+    assert sum(line.startswith("error: push_to_hub: ") for line in done.stderr.splitlines()) == 1
+    assert "Nothing is lost" in done.stderr
 
 
 def test_wrong_token_is_wrong_use(hub, connect, finetune_here, tmp_path):
