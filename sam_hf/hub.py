@@ -77,13 +77,17 @@ def reason(error: BaseException, repository: str, token: str | None) -> str:
     return f"{type(error).__name__}: {_line(error)}"
 
 
-def upload_command(repository: str, folder: str, revision: str | None, path_in_repo: str = ".") -> str:
-    """The shell command that pushes a folder as Trainer would."""
+def upload_command(
+    repository: str, folder: str, path_in_repo: str = ".", revision: str | None = None, private: bool = False
+) -> str:
+    """The shell command that pushes a folder as Trainer would; `private`: if it has to make the repository."""
     words = ["hf", "upload", repository, folder, path_in_repo]
     if path_in_repo == ".":
         words += [word for pattern in NOT_PUSHED for word in ("--exclude", pattern)]
     if revision is not None:
         words += ["--revision", revision]
+    if private:
+        words.append("--private")
     return shlex.join(words)
 
 

@@ -83,13 +83,13 @@ class HubMixin(_Trainer):
             self._prepare_push(token, revision, private)
         except HubError as error:
             self.save_model(_internal_call=True)
-            raise self._not_pushed(error, revision) from error
+            raise self._not_pushed(error, revision, private) from error
         try:
             pushed = super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
         except Exception as error:
             if not self._sam_saved_to_push:
                 raise
-            raise self._not_pushed(self._hub_error(error, token), revision) from error
+            raise self._not_pushed(self._hub_error(error, token), revision, private) from error
         if isinstance(pushed, Future):
             pushed.add_done_callback(partial(self._report_last, revision=revision))
         return pushed
@@ -179,14 +179,17 @@ class HubMixin(_Trainer):
         kind = HubRefusedError if is_refusal(error) else HubError
         return kind(f"push_to_hub: {reason(error, self._repository_name(), token)}.")
 
-    def _not_pushed(self, error: HubError, revision: str | None) -> HubError:
+    def _not_pushed(self, error: HubError, revision: str | None, private: bool | None) -> HubError:
         """The same once something was trained."""
-        by_hand = self._push_by_hand(self._output_dir, revision=revision)
+        by_hand = self._push_by_hand(self._output_dir, revision=revision, private=private)
         return HubError(f"{error} Nothing is lost: the model is in {self._output_dir}. {by_hand}")
 
-    def _push_by_hand(self, folder: str, path_in_repo: str = ".", revision: str | None = None) -> str:
+    def _push_by_hand(
+        self, folder: str, path_in_repo: str = ".", revision: str | None = None, private: bool | None = None
+    ) -> str:
         revision = revision if revision is not None else self.args.hub_revision
-        return "Push it with: " + upload_command(self._repository_name(), folder, revision, path_in_repo)
+        private = bool(private if private is not None else self.args.hub_private_repo)
+        return "Push it with: " + upload_command(self._repository_name(), folder, path_in_repo, revision, private)
 
     def _report_last(self, job: Future, revision: str | None) -> None:
         """Called in the background: nothing of the trainer's may come after the last push."""

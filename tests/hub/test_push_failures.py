@@ -239,6 +239,21 @@ def test_model_is_saved_where_the_hub_is_first_asked_after_training(connected, m
     assert_pushed(trainer, "tester/run", revision="b" if arguments or options else "main")
 
 
+@pytest.mark.parametrize("given", ["arguments", "call"])
+def test_push_by_hand_keeps_a_private_model_private(connected, make, run_command, given):
+    """Also where the repository could not be made."""
+    trainer = make(push_to_hub=False, save_strategy="no", hub_private_repo=True if given == "arguments" else None)
+    trainer.train()
+    connected.fail("POST", "/repos/create", 503)
+    with pytest.raises(HubError) as error:
+        trainer.push_to_hub(**({"private": True} if given == "call" else {}))
+    connected.heal()
+    done = run_command(str(error.value).split("Push it with: ")[1], connected.url, connected.token)
+    assert done.returncode == 0, done.stderr
+    assert connected.repository("run").private
+    assert_pushed(trainer, "tester/run")
+
+
 def test_save_model_saves_where_its_push_fails(connected, make):
     trainer = make(hub_strategy="end", save_strategy="no")
     trainer.train()
