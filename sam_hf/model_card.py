@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .schedules import rho_of
+from .schedules import AUTO_SHARE, rho_of
 from .training_args import SAMArguments, method_class
 
 TAGS = ("sam-hf", "sharpness-aware-minimization")
@@ -92,7 +92,11 @@ def _snippet(trainer: Any) -> str:
     from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 
     args, method = trainer.sam_args, method_class(trainer.sam_args)
-    given = f'"out", sam_method="{args.sam_method}"' + (f", sam_rho={rho_of(args):g}" if method.perturbs else "")
+    given = f'"out", sam_method="{args.sam_method}"'
+    if args.sam_rho_schedule == "auto":
+        given += ', sam_rho_schedule="auto"'
+    elif method.perturbs:
+        given += f", sam_rho={rho_of(args):g}"
     base = next((c for c in type(trainer).__mro__ if issubclass(c, Trainer) and not hasattr(c, "sam_args")), Trainer)
     if base in (Trainer, Seq2SeqTrainer):
         name = base.__name__.removesuffix("Trainer")
@@ -223,6 +227,7 @@ def _radius(args: Any) -> str:
         "cosine": f"{rho}, cosine to {args.sam_rho_min:g}",
         "lr": f"{rho}, follows the learning rate down to {args.sam_rho_min:g}",
         "warmup": f"{rho}, from 0 over the first {args.sam_rho_warmup_ratio:.0%} of training",
+        "auto": f"{AUTO_SHARE:g} of the length of the optimizer's last step",
     }.get(schedule, f"{rho}, {schedule}")
 
 

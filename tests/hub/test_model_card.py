@@ -110,6 +110,12 @@ def test_the_snippet_runs(trained, card_of, monkeypatch, tmp_path):
     assert (type(made), made.args.sam_method, made.args.sam_rho) == (SAMTrainer, "asam", 0.3)
 
 
+def test_a_radius_that_follows_the_steps_is_no_number(trained, card_of):
+    text = card_of(trained(sam_rho=None, sam_rho_schedule="auto")).text
+    assert "| radius ρ | 0.1 of the length of the optimizer's last step |" in text
+    assert 'sam_method="sam", sam_rho_schedule="auto")' in text
+
+
 def test_written_twice_is_the_same(trained, card_of):
     trainer = trained()
     first = card_of(trainer)
