@@ -1,0 +1,268 @@
+"""What updates of a list of variants cost on one model, batch and precision: time, FLOPs and memory, in turn."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from rivals import HandWrittenLoop, TwoPassTrainer, missing
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from transformers import BertConfig, BertForSequenceClassification, PrinterCallback, TrainerCallback, set_seed
+
+from sam_hf import SAMTrainer, SAMTrainingArguments
+from sam_hf.methods import METHODS
+
+PLAIN = "none"
+# Arguments of the trainer; "cycle": updates of which one is not like the other; "rival", "loop", "lora": what is built
+VARIANTS: dict[str, dict[str, Any]] = {
+    PLAIN: {"sam_method": "none"},
+    **{method: {"sam_method": method} for method in METHODS if method not in ("looksam", "nbar")},
+    "looksam (every 5th update)": {"sam_method": "looksam", "cycle": 5},
+    "sam, radius auto": {"sam_rho_schedule": "auto"},
+    "sam, m = micro-batch, 2 micro-batches": {"gradient_accumulation_steps": 2, "sam_m": "micro-batch"},
+    "sam, ascent fraction 1/4": {"sam_ascent_fraction": 0.25},
+    "sam, normalisation layers only": {"sam_target_modules": "norm"},
+    "sam, every 10th update": {"sam_interval": 10, "cycle": 10},
+    "none, LoRA": {"sam_method": "none", "lora": True},
+    "nbar, LoRA": {"sam_method": "nbar", "lora": True},
+    "davda54's SAM in Trainer": {"rival": "davda54"},
+    "davda54's SAM, hand-written loop": {"rival": "davda54", "loop": True},
+    "pytorch_optimizer's SAM in Trainer": {"rival": "pytorch_optimizer"},
+}
+BASELINES = {"none, LoRA": "none, LoRA", "nbar, LoRA": "none, LoRA"}
+
+MODELS = {
+    "tiny": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 100},
+    "quarter": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4},
+    "small": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12},  # all-MiniLM-L6
+    "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "large": {"hidden_size": 1152, "num_hidden_layers": 26, "num_attention_heads": 18},  # 20 times small
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """
+    Args:
+        batch_size: examples of one update on each process.
+        updates: counted updates of a turn, at least; a whole cycle where updates differ.
+        uncounted: updates before those: the optimizer's state is made, the allocator warms up.
+        rounds: turns of every variant, at most.
+        seconds: no round is begun after that many; the first one always is.
+    """
+
+    model: str = "small"
+    precision: str = "fp32"
+    batch_size: int = 32
+    length: int = 128
+    accumulation: int = 1
+    updates: int = 1
+    uncounted: int = 1
+    rounds: int = 5
+    seconds: float = float("inf")
+
+
+class UpdateTimer(TrainerCallback):
+    """Seconds, FLOPs and, on a GPU, peak memory of the counted updates, which are timed as one block."""
+
+    def __init__(self, cell: Cell, updates: int, flops: FlopCounterMode | None = None):
+        self._first, self._last = cell.uncounted, cell.uncounted + updates
+        self._flops = flops
+        self.seconds = self.flops = self.peak_bytes = 0.0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.begin(state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.end(state.global_step)
+
+    def begin(self, update: int) -> None:
+        if update == self._first:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+            self._flops_before = self._flops.get_total_flops() if self._flops else 0
+            self._start = clock()
+
+    def end(self, done: int) -> None:
+        if done == self._last:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+                self.peak_bytes = torch.cuda.max_memory_allocated()
+            updates = self._last - self._first
+            self.seconds = (clock() - self._start) / updates
+            if self._flops:
+                self.flops = (self._flops.get_total_flops() - self._flops_before) / updates
+
+
+def clock() -> float:
+    """Seconds. Without a GPU, processor time, which other work on the machine changes less; waits are not in it."""
+    wall = torch.cuda.is_available() or torch.distributed.is_initialized()
+    return time.perf_counter() if wall else time.process_time()
+
+
+def flop_counter() -> FlopCounterMode:
+    """torch's own, which knows the fused attention of GPUs and not that of the CPU."""
+    aten = torch.ops.aten
+    attention = {
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, out_shape=None, **__: sdpa_flop_count(
+            q, k, v
+        ),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+            lambda grad, q, k, v, *_, out_shape=None, **__: sdpa_backward_flop_count(grad, q, k, v)
+        ),
+    }
+    return FlopCounterMode(display=False, custom_mapping=attention)
+
+
+class Bench:
+    """One cell. Its models are shared by all turns; optimizers and trainers live for a turn."""
+
+    def __init__(self, cell: Cell, output_dir: str):
+        self.cell, self._output_dir = cell, output_dir
+        self._models: dict[bool, nn.Module] = {}
+
+    def turn(self, variant: str, flops: FlopCounterMode | None = None) -> UpdateTimer:
+        settings = dict(VARIANTS[variant])
+        model = self._model(settings.pop("lora", False))
+        updates = max(self.cell.updates, settings.pop("cycle", 1))
+        timer = UpdateTimer(self.cell, updates, flops)
+        self._trainer(settings, model, updates, timer).train()
+        # What accelerate puts around the forward of a model in mixed precision would pile up
+        model.__dict__.pop("forward", None)
+        model.zero_grad()
+        gc.collect()
+        return timer
+
+    def trained_bytes(self, variant: str) -> int:
+        model = self._model(VARIANTS[variant].get("lora", False))
+        return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self._model(False).parameters())
+
+    def _model(self, lora: bool) -> nn.Module:
+        # Under DDP every turn has its own: reducers would stay hooked to the parameters
+        if lora not in self._models or torch.distributed.is_initialized():
+            set_seed(0)
+            config = BertConfig(**MODELS[self.cell.model], attn_implementation="sdpa")
+            config.intermediate_size = 4 * config.hidden_size
+            with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+                self._models[lora] = BertForSequenceClassification(config)
+            if lora:
+                from peft import LoraConfig, get_peft_model
+
+                adapters = LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"])
+                self._models[lora] = get_peft_model(self._models[lora], adapters)
+        return self._models[lora]
+
+    def _trainer(self, settings: dict[str, Any], model: nn.Module, updates: int, timer: UpdateTimer) -> Any:
+        cell, steps = self.cell, self.cell.uncounted + updates
+        settings = {"gradient_accumulation_steps": cell.accumulation, **settings}
+        micro_batch = cell.batch_size // settings["gradient_accumulation_steps"]
+        if settings.get("sam_m") == "micro-batch":
+            settings["sam_m"] = micro_batch
+        rival, loop = settings.pop("rival", None), settings.pop("loop", False)
+        args = SAMTrainingArguments(
+            self._output_dir,
+            per_device_train_batch_size=micro_batch,
+            max_steps=steps,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            use_cpu=not torch.cuda.is_available(),
+            dataloader_pin_memory=torch.cuda.is_available(),
+            disable_tqdm=True,
+            bf16=cell.precision == "bf16",
+            fp16=cell.precision == "fp16",
+            **settings,
+        )
+        generator = torch.Generator().manual_seed(0)
+        rows = cell.batch_size * steps * args.world_size
+        tokens = torch.randint(0, model.config.vocab_size, (rows, cell.length), generator=generator)
+        data = [{"input_ids": row, "labels": index % 2} for index, row in enumerate(tokens)]
+        options: dict[str, Any] = {"model": model, "args": args, "train_dataset": data}
+        if loop:
+            return HandWrittenLoop(TwoPassTrainer(rival=rival, **options), timer)
+        trainer = TwoPassTrainer(rival=rival, **options) if rival else SAMTrainer(**options)
+        trainer.add_callback(timer)
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+
+def possible(variants: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Those that can run here, and why the others cannot."""
+    left_out = {}
+    for variant in variants:
+        settings = VARIANTS[variant]
+        if missing(settings.get("rival", "")):
+            left_out[variant] = "pytorch_optimizer is not installed"
+        if settings.get("lora") and find_spec("peft") is None:
+            left_out[variant] = "peft is not installed"
+    return [variant for variant in variants if variant not in left_out], left_out
+
+
+def measure(cell: Cell, variants: list[str], output_dir: str, with_flops: bool = True) -> dict[str, Any]:
+    """
+    All variants of a cell in turn, round by round; ratios are taken within a round.
+
+    Args:
+        with_flops (`bool`, *optional*, defaults to `True`): count FLOPs in a round before, which is not timed.
+    """
+    started = time.monotonic()
+    bench = Bench(cell, output_dir)
+    result: dict[str, Any] = {"settings": {**asdict(cell), "parameters": bench.parameters()}}
+    result["settings"].pop("seconds")
+    if with_flops:
+        counted = {}
+        for variant in variants:
+            with flop_counter() as flops:
+                counted[variant] = bench.turn(variant, flops).flops
+        result["flops"] = {
+            v: {"per_update": n, "times_plain": n / counted[BASELINES.get(v, PLAIN)]} for v, n in counted.items()
+        }
+    rounds: list[dict[str, UpdateTimer]] = []
+    while not rounds or (len(rounds) < cell.rounds and time.monotonic() - started < cell.seconds):
+        rounds.append({variant: bench.turn(variant) for variant in variants})
+    result["settings"]["rounds"] = len(rounds)
+    result["time"] = {
+        variant: {
+            "seconds_per_update": spread([row[variant].seconds for row in rounds]),
+            "times_plain": spread(
+                [row[variant].seconds / row[BASELINES.get(variant, PLAIN)].seconds for row in rounds]
+            ),
+        }
+        for variant in variants
+    }
+    if torch.cuda.is_available():
+        peaks = {v: max(row[v].peak_bytes for row in rounds) for v in variants}
+        result["memory"] = memory_table(peaks, {v: bench.trained_bytes(v) for v in variants})
+    return result
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def memory_table(peaks: dict[str, float], trained: dict[str, int]) -> dict[str, dict[str, float]]:
+    return {
+        variant: {
+            "peak_bytes": peak,
+            "trained_bytes": trained[variant],
+            "copies_over_plain": (peak - peaks[BASELINES.get(variant, PLAIN)]) / trained[variant],
+        }
+        for variant, peak in peaks.items()
+    }
+
+
+def peak_resident_bytes() -> int:
+    # Not getrusage: a child's ru_maxrss starts from what its parent held when it was forked
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
