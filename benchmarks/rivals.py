@@ -3,8 +3,8 @@ SAM as it is used without sam_hf, for comparison of what it costs.
 
 `TwoStepSAM` is the algorithm of github.com/davda54/sam, written anew: an optimizer around the base optimizer, whose
 two steps the user calls after two backward passes. It loops over parameters and keeps the weights in its state, as
-that one does. None of these is for training: gradients of earlier micro-batches are lost, and where fp16's scaler skips a
-step the weights stay perturbed.
+that one does. None of these is for training: gradients of earlier micro-batches are lost, and where fp16's scaler
+skips a step the weights stay perturbed.
 """
 
 from __future__ import annotations
@@ -56,6 +56,11 @@ class TwoStepSAM(Optimizer):
                 if p.grad is not None:
                     p.data = self.state[p]["weights"]
         self.base.step()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # accelerate does so when it wraps an optimizer, and schedulers then change the groups made here
+        super().load_state_dict(state_dict)
+        self.base.param_groups = self.param_groups
 
 
 def pytorch_optimizer_sam(groups: list[dict[str, Any]], base_class: type[Optimizer], **options: Any) -> Optimizer:

@@ -1,8 +1,8 @@
 """
-Writes the README's tables from the committed result files.
+Writes the tables of README and docs from the committed result files.
 
     python benchmarks/tables.py           # writes
-    python benchmarks/tables.py --check   # exit status 1 where README and results differ
+    python benchmarks/tables.py --check   # exit status 1 where pages and results differ
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def machine(environment: dict) -> str:
     packages = ", ".join(f"{name} {environment[name]}" for name in ("torch", "transformers", "accelerate"))
-    return f"{environment['cpu']}, {environment['threads']} thread(s), {packages}"
+    hardware = environment["gpu"] or f"{environment['cpu']}, {environment['threads']} thread(s)"
+    return f"{hardware}, {packages}"
 
 
 def accuracy_table() -> str:
@@ -37,36 +38,104 @@ def accuracy_table() -> str:
     return "\n".join([*rows, "", *notes])
 
 
-def cost_table() -> str:
-    result = json.loads((RESULTS / "step_time.json").read_text())
-    settings = result["settings"]
-    rows = [
-        "| method | times plain Trainer, median (min to max) | copies of the trained weights over plain, at peak |",
-        "|---|---|---|",
-    ]
-    for variant, row in result["time"].items():
-        ratio, copies = row["times_plain"], result["memory"][variant]["copies_over_plain"]
-        rows.append(f"| {variant} | {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}) | {copies:.2f} |")
+SIZES = {"small": "A BERT of MiniLM's size", "base": "a BERT-base", "large": "a BERT of 20 times that size"}
+
+
+def ratio(cell: dict, variant: str) -> str:
+    spread = cell["time"][variant]["times_plain"]
+    return f"{spread['median']:.2f} ({spread['min']:.2f} to {spread['max']:.2f})"
+
+
+def described(cell: dict) -> str:
+    settings = cell["settings"]
+    model, parameters = settings.get("model", "small"), settings.get("parameters", 22_713_986)
+    return (
+        f"{SIZES.get(model, model)} ({parameters / 1e6:.1f} M parameters), batch {settings['batch_size']}, length "
+        f"{settings['length']}, {settings['rounds']} rounds in turn"
+    )
+
+
+def cost_table(name: str) -> str:
+    """Of the first model and precision, and beneath it the times of the others."""
+    result = json.loads((RESULTS / name).read_text())
+    flops = result.get("flops")
+    heads = ["method", "times plain Trainer, median (min to max)", *(["FLOPs"] if flops else [])]
+    heads.append("copies of the trained weights over plain, at peak")
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for variant in result["time"]:
+        counted = [f"{flops[variant]['times_plain']:.2f}"] if flops else []
+        copies = f"{result['memory'][variant]['copies_over_plain']:.2f}"
+        rows.append(f"| {' | '.join([variant, ratio(result, variant), *counted, copies])} |")
+    clock = "wall time" if result["environment"]["gpu"] else "CPU time"
     note = (
-        f"A BERT of MiniLM's size (22.7 M parameters), batch {settings['batch_size']}, length {settings['length']}, "
-        f"{settings['rounds']} rounds in turn, CPU time; {machine(result['environment'])}. nbar is compared with "
+        f"{described(result)}, {clock}; {machine(result['environment'])}. nbar is compared with "
         "plain training of the same LoRA adapters."
     )
-    return "\n".join([*rows, "", note])
+    return "\n".join([*rows, "", note, *left_out(result), *others(result)])
+
+
+def others(result: dict) -> list[str]:
+    """The other models and precisions: times plain alone."""
+    cells = result.get("more")
+    if not cells:
+        return []
+    heads = [f"{cell['settings']['model']}, {cell['settings']['precision']}" for cell in cells]
+    rows = ["", "Times plain Trainer with other models and precisions:", ""]
+    rows += [f"| method | {' | '.join(heads)} |", "|---" * (len(cells) + 1) + "|"]
+    rows += [f"| {v} | {' | '.join(ratio(cell, v) for cell in cells)} |" for v in cells[0]["time"]]
+    models = {cell["settings"]["model"]: cell for cell in cells}
+    return [*rows, "", "; ".join(f"`{model}`: {described(cell)}" for model, cell in models.items()) + "."]
+
+
+def left_out(result: dict) -> list[str]:
+    return [f"Not run: {variant} ({reason})." for variant, reason in result.get("left_out", {}).items()]
+
+
+def growth_table(name: str) -> str:
+    """Milliseconds of plain updates, and what two ways to SAM take more, along each axis."""
+    rows = ["| grows | | plain, ms | sam | davda54's SAM in Trainer |", "|---|---|---|---|---|"]
+    for axis, cells in json.loads((RESULTS / name).read_text())["growth"].items():
+        for cell in cells:
+            settings = cell["settings"]
+            value = {
+                "parameters": f"{settings['parameters'] / 1e6:.1f} M",
+                "accumulation": settings["accumulation"],
+                "micro_batch": settings["batch_size"],
+                "processes": settings.get("processes"),
+            }[axis]
+            plain = 1000 * cell["time"]["none"]["seconds_per_update"]["median"]
+            ours, theirs = (ratio(cell, v) if v in cell["time"] else "" for v in ("sam", "davda54's SAM in Trainer"))
+            rows.append(f"| {axis.replace('_', '-')} | {value} | {plain:.1f} | {ours} | {theirs} |")
+    return "\n".join(rows)
+
+
+def tables() -> dict[str, str]:
+    """By the names of their markers. Those without a result yet are left out."""
+    found = {"results": accuracy_table()}
+    for place, file in (("", "step_time.json"), (" cuda", "step_time_cuda.json")):
+        if (RESULTS / file).exists():
+            found["cost" + place] = cost_table(file)
+            if json.loads((RESULTS / file).read_text()).get("growth"):
+                found["cost growth" + place] = growth_table(file)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
     options = parser.parse_args()
-    readme = ROOT / "README.md"
-    before = after = readme.read_text()
-    for name, table in (("results", accuracy_table()), ("cost", cost_table())):
-        block = f"<!-- {name} -->\n{table}\n<!-- /{name} -->"
-        after = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, block=block: block, after, flags=re.DOTALL)
+    stale = False
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        before = after = page.read_text(encoding="utf-8")
+        for name, table in tables().items():
+            block = f"<!-- {name} -->\n{table}\n<!-- /{name} -->"
+            pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
+            after = re.sub(pattern, lambda _, block=block: block, after, flags=re.DOTALL)
+        stale = stale or before != after
+        if not options.check and before != after:
+            page.write_text(after, encoding="utf-8")
     if options.check:
-        sys.exit(int(before != after))
-    readme.write_text(after)
+        sys.exit(int(stale))
 
 
 if __name__ == "__main__":

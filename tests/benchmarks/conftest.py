@@ -1,0 +1,7 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# The benchmarks are scripts beside each other, and no package
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

@@ -1,0 +1,99 @@
+"""The benchmarks of cost, each in a setting of seconds, write results that the tables are made of."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cost_cell
+import pytest
+import rivals
+import tables
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+RIVALS = ["davda54's SAM in Trainer", "davda54's SAM, hand-written loop"]
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    output = tmp_path_factory.mktemp("cost") / "step_time.json"
+    command = [
+        *(sys.executable, "benchmarks/step_time.py", "--models", "tiny", "--batch_size", "4", "--length", "8"),
+        *("--rounds", "2", "--no-memory", "--growth", "accumulation", "--output", str(output)),
+        *("--precision", "fp32", "bf16", "--variants", "none", "sam", *RIVALS),
+    ]
+    subprocess.run(command, cwd=ROOT, check=True, env=dict(os.environ, PYTHONPATH=str(ROOT)))
+    return json.loads(output.read_text())
+
+
+def test_every_variant_is_timed_and_counted(result):
+    assert list(result["time"]) == ["none", "sam", *RIVALS]
+    assert result["settings"]["rounds"] == 2
+    assert [cell["settings"]["precision"] for cell in result["more"]] == ["bf16"]
+    for cell in (result, *result["more"]):
+        for row in cell["time"].values():
+            spread = row["times_plain"]
+            assert 0 < spread["min"] <= spread["median"] <= spread["max"]
+    # Two passes, whoever makes them
+    assert {v: row["times_plain"] for v, row in result["flops"].items()} == {"none": 1} | dict.fromkeys(
+        ["sam", *RIVALS], 2
+    )
+
+
+def test_growth_is_measured_at_equal_examples(result):
+    steps = [cell["settings"]["accumulation"] for cell in result["growth"]["accumulation"]]
+    assert steps == [1, 2, 4]
+    assert {cell["settings"]["batch_size"] for cell in result["growth"]["accumulation"]} == {4}
+
+
+def test_tables_are_made_of_it(result, tmp_path, monkeypatch):
+    result["memory"] = {v: {"copies_over_plain": 0.5} for v in result["time"]}
+    result["left_out"] = {"none, LoRA": "peft is not installed"}
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert list(tables.tables()) == ["results"]
+    (tmp_path / "step_time_cuda.json").write_text(json.dumps(result))
+    found = tables.tables()
+    assert list(found) == ["results", "cost cuda", "cost growth cuda"]
+    sam = next(line for line in found["cost cuda"].splitlines() if line.startswith("| sam |"))
+    assert sam.endswith("| 2.00 | 0.50 |")
+    assert "tiny, bf16" in found["cost cuda"] and "peft is not installed" in found["cost cuda"]
+    assert "| accumulation | 4 |" in found["cost growth cuda"]
+
+
+@pytest.mark.parametrize("rival", sorted(rivals.RIVALS))
+def test_rivals_train_as_sam_does(tmp_path, rival):
+    """Else their cost says nothing: the same weights, up to what the 1e-12 beside the norm and float32 change."""
+    if rivals.missing(rival):
+        pytest.skip("not installed")
+    variants = [v for v, settings in cost_cell.VARIANTS.items() if settings.get("rival") == rival]
+    ours, *others = (weights_after(variant, tmp_path) for variant in ["sam", *variants])
+    plain = weights_after("none", tmp_path)
+    assert len(others) == (2 if rival == "davda54" else 1)
+    for theirs in others:
+        assert (theirs - ours).norm() < 1e-4 * (plain - ours).norm()
+
+
+def weights_after(variant, output_dir):
+    """Of the tiny model without dropout, which the rivals do not replay."""
+    bench = cost_cell.Bench(cost_cell.Cell(model="tiny", batch_size=4, length=8, updates=3), str(output_dir))
+    model = bench._model(lora=False)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.config.attention_probs_dropout_prob = 0.0
+    for layer in model.bert.encoder.layer:
+        layer.attention.self.dropout_prob = 0.0
+    bench.turn(variant)
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_variants_that_cannot_run_are_named(monkeypatch):
+    monkeypatch.setattr(rivals, "find_spec", lambda name: None)
+    variants, left_out = cost_cell.possible(["none", "pytorch_optimizer's SAM in Trainer"])
+    assert variants == ["none"]
+    assert left_out == {"pytorch_optimizer's SAM in Trainer": "pytorch_optimizer is not installed"}
