@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -72,9 +73,9 @@ class Cell:
 class UpdateTimer(TrainerCallback):
     """Seconds, FLOPs and, on a GPU, peak memory of the counted updates, which are timed as one block."""
 
-    def __init__(self, cell: Cell, updates: int, flops: FlopCounterMode | None = None):
+    def __init__(self, cell: Cell, updates: int, flops: FlopCounterMode | None, at_start: Callable[[], Any] | None):
         self._first, self._last = cell.uncounted, cell.uncounted + updates
-        self._flops = flops
+        self._flops, self._at_start = flops, at_start
         self.seconds = self.flops = self.peak_bytes = 0.0
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -89,6 +90,8 @@ class UpdateTimer(TrainerCallback):
                 torch.cuda.synchronize()
                 torch.cuda.reset_peak_memory_stats()
             self._flops_before = self._flops.get_total_flops() if self._flops else 0
+            if self._at_start:
+                self._at_start()
             self._start = clock()
 
     def end(self, done: int) -> None:
@@ -129,11 +132,13 @@ class Bench:
         self.cell, self._output_dir = cell, output_dir
         self._models: dict[bool, nn.Module] = {}
 
-    def turn(self, variant: str, flops: FlopCounterMode | None = None) -> UpdateTimer:
+    def turn(
+        self, variant: str, flops: FlopCounterMode | None = None, at_start: Callable[[], Any] | None = None
+    ) -> UpdateTimer:
         settings = dict(VARIANTS[variant])
         model = self._model(settings.pop("lora", False))
         updates = max(self.cell.updates, settings.pop("cycle", 1))
-        timer = UpdateTimer(self.cell, updates, flops)
+        timer = UpdateTimer(self.cell, updates, flops, at_start)
         self._trainer(settings, model, updates, timer).train()
         # What accelerate puts around the forward of a model in mixed precision would pile up
         model.__dict__.pop("forward", None)
