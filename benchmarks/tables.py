@@ -13,6 +13,8 @@ import re
 import sys
 from pathlib import Path
 
+import accuracy_tables
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -21,21 +23,6 @@ def machine(environment: dict) -> str:
     packages = ", ".join(f"{name} {environment[name]}" for name in ("torch", "transformers", "accelerate"))
     hardware = environment["gpu"] or f"{environment['cpu']}, {environment['threads']} thread(s)"
     return f"{hardware}, {packages}"
-
-
-def accuracy_table() -> str:
-    rows = ["| run | label noise | method | accuracy, mean ± standard deviation | seeds |", "|---|---|---|---|---|"]
-    notes = []
-    for path in sorted(RESULTS.glob("demo_*.json")):
-        result = json.loads(path.read_text())
-        for method, row in result["summary"].items():
-            label = f"sam, ρ = {result['config']['sam_rho']}" if method == "sam" else method
-            rows.append(
-                f"| {path.stem} | {result['label_noise']:.0%} | {label} | {100 * row['mean']:.1f} ± "
-                f"{100 * row['stdev']:.1f} % | {row['seeds']} |"
-            )
-        notes.append(f"`{path.stem}`: {machine(result['environment'])}.")
-    return "\n".join([*rows, "", *notes])
 
 
 SIZES = {"small": "A BERT of MiniLM's size", "base": "a BERT-base", "large": "a BERT of 20 times that size"}
@@ -111,7 +98,7 @@ def growth_table(name: str) -> str:
 
 def tables() -> dict[str, str]:
     """By the names of their markers. Those without a result yet are left out."""
-    found = {"results": accuracy_table()}
+    found = accuracy_tables.tables()
     for place, file in (("", "step_time.json"), (" cuda", "step_time_cuda.json")):
         if (RESULTS / file).exists():
             found["cost" + place] = cost_table(file)

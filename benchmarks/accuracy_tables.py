@@ -1,0 +1,148 @@
+"""Tables of accuracy, flatness and tried radii, from the result files of benchmarks/results/."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+SHORT = ("adamw", "adamw, twice the epochs", "sam", "sam, auto radius", "gsam", "msam")
+
+
+def load(task: str) -> dict:
+    return json.loads((RESULTS / f"accuracy_{task}" / "compare.json").read_text())
+
+
+def by_noise(result: dict) -> dict[float, list[dict]]:
+    rows = defaultdict(list)
+    for row in result["rows"]:
+        rows[row["label_noise"]].append(row)
+    return dict(sorted(rows.items()))
+
+
+def percent(sample: dict) -> str:
+    spread = "" if sample["deviation"] is None else f" ± {100 * sample['deviation']:.1f}"
+    return f"{100 * sample['mean']:.1f}{spread}"
+
+
+def points(difference: dict | None) -> str:
+    """Significant after Holm's adjustment: bold."""
+    if not difference or difference["low"] is None:
+        return ""
+    low, mean, high = (f"{100 * difference[key]:+.1f}".replace("-", "−") for key in ("low", "mean", "high"))
+    return f"**{mean}** [{low}, {high}]" if difference["verdict"] in ("better", "worse") else f"{mean} [{low}, {high}]"
+
+
+def chosen(row: dict) -> str:
+    return "".join(f", {name.removeprefix('sam_')} {value}" for name, value in (row["choice"] or {}).items())
+
+
+def accuracy_table(task: str) -> str:
+    lines = []
+    for noise, rows in by_noise(load(task)).items():
+        lines += [f"{noise:.0%} of the training labels wrong:", ""]
+        lines += [
+            "| | final epoch, % | best epoch, % | minus AdamW | minus AdamW with equal compute | epochs × passes |"
+        ]
+        lines += ["|---|---|---|---|---|---|"]
+        for row in rows:
+            cells = [row["variant"] + chosen(row), percent(row["samples"]["final"]), percent(row["samples"]["best"])]
+            for against in ("against_baseline", "at_equal_compute"):
+                cells.append(points((row[against] or {}).get("final")))
+            lines.append(f"| {' | '.join([*cells, format(row['compute'], 'g')])} |")
+        lines.append("")
+    return "\n".join([*lines, provenance(task)])
+
+
+def provenance(task: str) -> str:
+    """Seeds, hardware and versions of the runs."""
+    records = [json.loads(path.read_text()) for path in sorted((RESULTS / f"accuracy_{task}" / "runs").glob("*.json"))]
+    seeds = sorted({record["seed"] for record in records if record["purpose"] == "final"})
+    machines = {
+        (e["gpu"] or e["cpu"], f"torch {e['torch']}, transformers {e['transformers']}, accelerate {e['accelerate']}")
+        for e in (record["environment"] for record in records if record["status"] == "finished")
+    }
+    return (
+        f"Seeds {', '.join(map(str, seeds))}; " + "; ".join(f"{gpu}, {found}" for gpu, found in sorted(machines)) + "."
+    )
+
+
+def summary_table() -> str:
+    """For the README: a few variants, all noise rates, final epoch."""
+    rows = by_noise(load("text"))
+    lines = [f"| | {' | '.join(f'{noise:.0%} wrong labels' for noise in rows)} |", "|---" * (len(rows) + 1) + "|"]
+    for variant in SHORT:
+        found = [row for here in rows.values() for row in here if row["variant"] == variant]
+        lines.append(f"| {variant} | {' | '.join(percent(row['samples']['final']) for row in found)} |")
+    return "\n".join([*lines, "", provenance("text")])
+
+
+def rules_table(task: str) -> str:
+    runs = json.loads((RESULTS / f"rho_rules_{task}.json").read_text())["runs"]
+    settings, rules = [], []
+    found = defaultdict(list)
+    for run in runs:
+        frozen = " frozen" if run["extra"].get("sam_batch_norm") == "frozen" else ""
+        setting = f"{run['examples']}, {run['noise']:.0%}, {run['lr']:g}{frozen}"
+        settings += [setting] if setting not in settings else []
+        rules += [run["rule"]] if run["rule"] not in rules else []
+        found[run["rule"], setting].append(50 * (run["kept_out"] + run["test"]))
+    rules.sort(
+        key=lambda rule: (
+            not rule.startswith("none"),
+            rule.split()[0],
+            float(rule.split()[-1]) if rule[-1].isdigit() else 0,
+        )
+    )
+    lines = [f"| rule | {' | '.join(settings)} | mean |", "|---" * (len(settings) + 2) + "|"]
+    for rule in rules:
+        means = [statistics.mean(found[rule, setting]) for setting in settings]
+        lines.append(f"| {rule} | {' | '.join(f'{mean:.1f}' for mean in means)} | {statistics.mean(means):.1f} |")
+    return "\n".join(lines)
+
+
+def flatness_table() -> str:
+    result = json.loads((RESULTS / "flatness_text.json").read_text())
+    rows = defaultdict(list)
+    for model in result["models"].values():
+        rows[model["variant"]].append(model)
+    lines = [
+        "| | λmax | λmax/λ5 | trace | m-sharpness | L(w) | accuracy, % | seeds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for variant, models in rows.items():
+        cells = [variant]
+        for key, factor, digits in (
+            ("lambda_max", 1, 0),
+            ("lambda_ratio", 1, 1),
+            ("trace", 1, 0),
+            ("m_sharpness", 1, 3),
+            ("loss", 1, 3),
+            ("eval_accuracy", 100, 1),
+        ):
+            values = [factor * model[key] for model in models]
+            spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.{digits}f}{spread}")
+        lines.append(f"| {' | '.join([*cells, str(len(models))])} |")
+    settings, environment = result["settings"], next(iter(result["models"].values()))["environment"]
+    note = (
+        f"Mean ± standard deviation over seeds, all on the same {settings['examples']} training examples; m-sharpness "
+        f"with m = {settings['batch_size']}, ρ = {settings['rho']}. {environment['gpu'] or environment['cpu']}, torch "
+        f"{environment['torch']}, transformers {environment['transformers']}."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def tables() -> dict[str, str]:
+    """By the names of their markers; those without a result are left out."""
+    found = {}
+    for task in ("text", "image"):
+        if (RESULTS / f"accuracy_{task}" / "compare.json").exists():
+            found[f"accuracy {task}"] = accuracy_table(task)
+        if (RESULTS / f"rho_rules_{task}.json").exists():
+            found[f"rho rules {task}"] = rules_table(task)
+    if (RESULTS / "flatness_text.json").exists():
+        found["flatness"] = flatness_table()
+    return found | {"results": summary_table()}
