@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 
 from sam_hf.commands.arguments import DataArguments, ModelArguments, option
-from sam_hf.commands.cli import UsageError, parse_arguments, run
+from sam_hf.commands.cli import parse_arguments, run
 
 
 @dataclass
@@ -32,12 +32,13 @@ def main(argv: list[str] | None = None) -> None:
     from sam_hf.commands.loss import loss_function
     from sam_hf.commands.models import from_checkpoint, model_path, starting_point
     from sam_hf.commands.run import carry_out, find_checkpoint, metrics_function
+    from sam_hf.commands.text import text_columns, tokenized
 
     set_seed(args.seed)
     resume_from = find_checkpoint(args, model_arguments.overwrite_output_dir)
     path = model_path(model_arguments.model_name_or_path)
     splits, scheme, replaced = load_labelled(data, args, path)
-    texts = text_columns(next(iter(splits.values())), data)
+    texts = text_columns(next(iter(splits.values())), data.text_column, data.text_pair_column)
 
     tokenizer = from_checkpoint(AutoTokenizer, path)
     model = from_checkpoint(
@@ -53,14 +54,9 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
     model = with_lora(model, model_arguments)
-    length = min(data.max_seq_length, tokenizer.model_max_length)
     with args.main_process_first(desc="tokenizing"):
         for split in splits:
-            splits[split] = splits[split].map(
-                lambda batch: tokenizer(*(batch[text] for text in texts), truncation=True, max_length=length),
-                batched=True,
-                remove_columns=[name for name in splits[split].column_names if name != "labels"],
-            )
+            splits[split] = tokenized(splits[split], tokenizer, texts, data.max_seq_length)
 
     trainer = SAMTrainer(
         model=model,
@@ -83,25 +79,6 @@ def main(argv: list[str] | None = None) -> None:
         splits.get("test"),
         save_model=model_arguments.save_final_model,
     )
-
-
-def text_columns(dataset, data: TextArguments) -> list[str]:
-    """The one or two columns of text: those named, else the string columns beside the label and ids."""
-    given = [name for name in (data.text_column, data.text_pair_column) if name is not None]
-    missing = [name for name in given if name not in dataset.column_names]
-    strings = [
-        name
-        for name, feature in dataset.features.items()
-        if str(getattr(feature, "dtype", "")) in ("string", "large_string")
-        and name.lower() not in ("id", "idx", "guid")
-    ]
-    columns = given or strings
-    empty = [name for name in columns if name in dataset.column_names and None in dataset.unique(name)]
-    if empty:
-        raise UsageError(f"the column {empty[0]} has examples without a text")
-    if missing or not 1 <= len(columns) <= 2:
-        raise UsageError(f"name text_column (and text_pair_column): the columns are {', '.join(dataset.column_names)}")
-    return columns
 
 
 if __name__ == "__main__":

@@ -117,10 +117,7 @@ def load_labelled(
     }
     replaced = 0
     for split in splits:
-        limit = limits[split]
-        if limit is not None and limit < len(splits[split]):
-            # Not the first rows, which may all be of one class; the same ones in every run
-            splits[split] = splits[split].shuffle(seed=0).select(range(limit)).flatten_indices()
+        splits[split] = sample(splits[split], limits[split])
         if split == "test" and not has_labels(splits[split], column, scheme):
             splits[split] = splits[split].remove_columns([c for c in [column] if c in splits[split].column_names])
         else:
@@ -147,6 +144,13 @@ def _cut(train: Dataset, percentage: int, limit: int | None) -> tuple[Dataset, D
         shuffled.select(range(validation, len(train))).flatten_indices(),
         shuffled.select(range(min(validation, limit or validation))).flatten_indices(),
     )
+
+
+def sample(dataset: Dataset, limit: int | None) -> Dataset:
+    """At most `limit` examples. Not the first rows, which may all be of one class; the same ones in every run."""
+    if limit is None or limit >= len(dataset):
+        return dataset
+    return dataset.shuffle(seed=0).select(range(limit)).flatten_indices()
 
 
 def _load_file(file: str):

@@ -37,17 +37,22 @@ class Parser(HfArgumentParser):
     def format_help(self, everything: bool = False) -> str:
         sam = {f.name for f in fields(SAMArguments)}
         model = {f.name for f in fields(ModelArguments)}
+        # Programs other than finetuning group their options themselves
+        own = {f.name: c.help_title for c in self.dataclass_types if hasattr(c, "help_title") for f in fields(c)}
         trainer = {f.name for f in fields(TrainingArguments)}
         groups: dict[str, list[argparse.Action]] = {
             "Data": [],
             "Model": [],
             "Sharpness-Aware Minimization": [],
             "Training": [],
+            **{title: [] for title in own.values()},
             "Other": [],
         }
         for action in self._actions:
             name = action.dest
-            if name in sam:
+            if own:
+                title = own.get(name, "" if name == "help_all" else "Other")
+            elif name in sam:
                 title = "Sharpness-Aware Minimization"
             elif name in model:
                 title = "Model"

@@ -9,13 +9,13 @@ from .cli import UsageError
 from .demo import demo_model_path, is_demo
 
 
-def model_path(name: str) -> str:
-    """What `from_pretrained` takes for `--model_name_or_path`: a folder, a Hub name, or the folder of `demo:NAME`."""
+def model_path(name: str, option: str = "model_name_or_path") -> str:
+    """What `from_pretrained` takes for `option`: a folder, a Hub name, or the folder of `demo:NAME`."""
     if is_demo(name):
         return demo_model_path(name)
     is_hub_name = name.count("/") <= 1 and not name.startswith((".", "/", "~"))
     if not Path(name).is_dir() and not is_hub_name:
-        raise UsageError(f"model_name_or_path={name}: the folder does not exist")
+        raise UsageError(f"{option}={name}: the folder does not exist")
     return name
 
 
@@ -36,4 +36,4 @@ def from_checkpoint(auto_class: Any, path: str, **kwargs: Any) -> Any:
     try:
         return auto_class.from_pretrained(path, **kwargs)
     except (OSError, ValueError) as error:
-        raise UsageError(f"model_name_or_path={path} cannot be loaded: {error}") from error
+        raise UsageError(f"the checkpoint {path} cannot be loaded: {error}") from error
