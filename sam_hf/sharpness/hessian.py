@@ -13,6 +13,9 @@ from .oracle import LossOracle
 
 logger = logging.get_logger(__name__)
 
+# Bytes of basis vectors by default: with the weights and the passes of 100 M parameters it stays below 8 GiB
+_ROOM = int(4.5 * 2**30)
+
 
 @dataclass(frozen=True)
 class Eigenvalues:
@@ -65,9 +68,10 @@ def hessian_eigenvalues(
         k (`int`, *optional*, defaults to `5`):
             How many.
         max_vectors (`int`, *optional*):
-            Basis vectors stored at a time, each as large as the weights; at least k + 2. Defaults to max(2k + 2, 8),
-            12 for k = 5: 4.5 GiB for 100 M float32 parameters. A product needs two more besides its passes. More
-            vectors mean fewer products. The memory is logged (level info) and on the progress bar.
+            Basis vectors stored at a time, each as large as the weights; at least k + 2. Defaults to as many as fit
+            4.5 GiB, at most 40 and at least max(2k + 2, 8): 12 for k = 5 and 100 M float32 parameters. A product
+            needs two more besides its passes. More vectors mean fewer products. The memory is logged (level info) and
+            on the progress bar.
         tolerance (`float`, *optional*, defaults to `1e-4`):
             Stop once all residuals are below this share of their eigenvalues. An eigenvalue's own relative error is
             of the order of the square of this.
@@ -84,7 +88,7 @@ def hessian_eigenvalues(
         FloatingPointError: a product is not finite.
     """
     check_count("k", k, 1, oracle.dimension, ", the number of parameters")
-    size = min(max_vectors or max(2 * k + 2, 8), oracle.dimension + 1)
+    size = min(max_vectors or _affordable(oracle, k), oracle.dimension + 1)
     check_count("max_vectors", size, min(k + 2, oracle.dimension + 1), None, " (k + 2)")
     check_count("max_products", max_products, k)
     basis, text = allocate(oracle, size)
@@ -101,6 +105,11 @@ def hessian_eigenvalues(
             "max_vectors."
         )
     return Eigenvalues(values, residuals, vectors, lanczos.products, lanczos.is_done)
+
+
+def _affordable(oracle: LossOracle, k: int) -> int:
+    bytes_each = oracle.dimension * torch.finfo(oracle.dtype).bits // 8
+    return max(2 * k + 2, 8, min(_ROOM // bytes_each, 40))
 
 
 class _ThickRestart:
