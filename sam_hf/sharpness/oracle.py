@@ -173,6 +173,14 @@ class LossOracle:
                     result = self._mean(*self._product_sum(rows))
         return result.reshape(vectors.shape)
 
+    @property
+    def product(self) -> tuple[str, str]:
+        """How products are taken, and with which attention; empty as long as none was taken."""
+        if self._attention is None:
+            return "", ""
+        exact = self._attention is not FINITE_DIFFERENCE
+        return ("double_backward", self._attention.name or "the model's own") if exact else ("finite_difference", "")
+
     def groups(self, m: int | None = None) -> list[list[Any]]:
         """This process's examples in groups of `m`; as they are batched by default. For `loss_on`, `gradient_on`."""
         return groups_of(self.batches, m)

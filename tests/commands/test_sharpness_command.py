@@ -1,0 +1,293 @@
+"""`sam-hf sharpness`: its numbers against the exact Hessian and the library, two models, adapters, images, misuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sam_hf.commands.cli import UsageError
+from sam_hf.commands.sharpness import main
+
+REPOSITORY = Path(__file__).parents[2]
+WORDS = ["good", "fine", "bad", "poor", "the", "film", "plot", "was"]
+QUICK = ["--use_cpu", "--disable_tqdm", "--max_examples", "10", "--batch_size", "4"]
+FEW = ["--trace_probes", "2", "--trace_sketch", "1", "--density_probes", "1", "--density_steps", "3"]
+
+
+def save_bert(folder: Path, seed: int = 0, names=("bad", "good"), **changes) -> Path:
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    folder.mkdir()
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=16).save_pretrained(folder)
+    sizes = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 4}
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        max_position_embeddings=16,
+        initializer_range=0.5,
+        id2label=dict(enumerate(names)),
+        label2id={name: i for i, name in enumerate(names)},
+        **(sizes | changes),
+    )
+    torch.manual_seed(seed)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory) -> Path:
+    return save_bert(tmp_path_factory.mktemp("models") / "first")
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory) -> Path:
+    generator = np.random.default_rng(0)
+    rows = ["text,label"]
+    for i in range(14):
+        words = generator.choice(WORDS[4:], size=generator.integers(1, 7)).tolist()
+        rows.append(f"{WORDS[i % 4]} {' '.join(words)},{'bad' if i % 4 > 1 else 'good'}")
+    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def measure(tmp_path):
+    def call(model: Path, *options, out: str = "report") -> dict:
+        main(["--model", str(model), "--out", str(tmp_path / out), *QUICK, *map(str, options)])
+        return json.loads((tmp_path / out / "sharpness.json").read_text())
+
+    return call
+
+
+def exact_hessian(folder: Path, texts: list[str], labels: list[int]) -> torch.Tensor:
+    """In float64, of the mean over single examples, without padding."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").double().eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    named = dict(model.named_parameters())
+    w = torch.cat([p.detach().flatten() for p in named.values()]).requires_grad_(True)
+    parts = w.split([p.numel() for p in named.values()])
+    weights = {name: part.view_as(p) for (name, p), part in zip(named.items(), parts, strict=True)}
+    total = 0.0
+    for text, label in zip(texts, labels, strict=True):
+        inputs = dict(tokenizer(text, return_tensors="pt"))
+        logits = torch.func.functional_call(model, weights, (), inputs).logits
+        total = total + torch.nn.functional.cross_entropy(logits, torch.tensor([label]))
+    (gradient,) = torch.autograd.grad(total / len(texts), w, create_graph=True)
+    return torch.stack([torch.autograd.grad(g, w, retain_graph=True)[0] for g in gradient])
+
+
+def test_eigenvalues_and_trace_are_those_of_the_exact_hessian(bert, reviews, measure):
+    rows = [line.rsplit(",", 1) for line in reviews.read_text().splitlines()[1:]]
+    texts, labels = [text for text, _ in rows], [["bad", "good"].index(label) for _, label in rows]
+    exact = exact_hessian(bert, texts, labels)
+    result = measure(
+        bert, "--train_file", reviews, "--hessian", "--max_examples", 99, "--tolerance", 1e-4, "--density_probes", 0
+    )
+    (model,) = result["models"]
+    values = torch.linalg.eigvalsh(exact).flip(0)[:5]
+    assert (result["version"], result["settings"]["examples"], model["parameters"]) == (1, 14, len(exact))
+    torch.testing.assert_close(torch.tensor(model["hessian"]["eigenvalues"]).double(), values, rtol=1e-4, atol=1e-6)
+    assert model["hessian"]["lambda_ratio"] == pytest.approx(float(values[0] / values[4]), rel=1e-3)
+    assert abs(model["hessian"]["trace"] - float(exact.trace())) < 4 * model["hessian"]["trace_error"]
+    assert model["hessian"]["product"] == "double_backward" and "eager" in model["hessian"]["attention"]
+    assert "neighborhood" not in model and "landscape" not in model
+
+
+def test_two_models_on_the_same_examples_and_directions(bert, reviews, measure, tmp_path):
+    # The same network with its two classes the other way round: every number must agree
+    turned = save_bert(tmp_path / "turned", names=("good", "bad"))
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(turned / "model.safetensors")
+    head = {name: t.flip(0).contiguous() if name.startswith("classifier") else t for name, t in weights.items()}
+    save_file(head, turned / "model.safetensors", {"format": "pt"})
+    options = ["--train_file", reviews, "--neighborhood", "--hessian", "--m", 3, "--directions", 2, *FEW]
+    first, second = measure(bert, "--against", turned, *options)["models"]
+    assert (first["name"], second["name"]) == ("first", "turned")
+    assert first["loss"] == pytest.approx(second["loss"], rel=1e-6)
+    assert first["hessian"]["eigenvalues"] == pytest.approx(second["hessian"]["eigenvalues"], rel=1e-2)
+    for one, other in zip(first["neighborhood"]["m_sharpness"], second["neighborhood"]["m_sharpness"], strict=True):
+        assert (one["m"], one["p"], one["mean"]) == (other["m"], other["p"], pytest.approx(other["mean"], rel=1e-3))
+
+
+def test_landscape_and_the_line_between(bert, reviews, measure, tmp_path):
+    other = save_bert(tmp_path / "other", seed=1)
+    options = ["--train_file", reviews, "--landscape", "--line_points", 3, "--surface_points", 3]
+    result = measure(bert, "--against", other, *options)
+    for model in result["models"]:
+        part = model["landscape"]
+        assert part["line"]["x"] == [-1, 0, 1] and part["line"]["loss"][1] == pytest.approx(model["loss"], rel=1e-6)
+        assert part["surface"]["loss"][0][1] == pytest.approx(part["line"]["loss"][0], rel=1e-5)
+    between = dict(zip(np.round(result["between"]["t"], 6), result["between"]["loss"], strict=True))
+    for t, model in zip((0.0, 1.0), result["models"], strict=True):
+        assert between[t] == pytest.approx(model["loss"], rel=1e-5)
+    # The same weights measured twice: the directions are shared
+    same = measure(bert, "--against", bert, *options, out="same")["models"]
+    assert same[0]["landscape"] == same[1]["landscape"]
+
+
+def test_m_sharpness_is_the_librarys_on_examples_in_random_order(bert, reviews, measure):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
+
+    from sam_hf.commands.data import load_splits
+    from sam_hf.sharpness import LossOracle, m_sharpness
+
+    result = measure(bert, "--train_file", reviews, "--neighborhood", "--m", 4, "--rho", 0.1, "--directions", 2)
+    from sam_hf.commands.arguments import DataArguments
+
+    drawn = load_splits(DataArguments(train_file=str(reviews)))["train"].shuffle(seed=0).select(range(10))
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    rows = [{**tokenizer(r["text"]), "labels": ["bad", "good"].index(r["label"])} for r in drawn]
+    collate = DataCollatorWithPadding(tokenizer)
+    oracle = LossOracle(
+        AutoModelForSequenceClassification.from_pretrained(bert),
+        [collate(rows[i : i + 4]) for i in range(0, 10, 4)],
+        disable_tqdm=True,
+    )
+    root = result["models"][0]["parameters"] ** 0.5
+    for row in result["models"][0]["neighborhood"]["m_sharpness"]:
+        p, rho = (2.0, 0.1) if row["p"] == 2 else (float("inf"), 0.1 / root)
+        found = m_sharpness(oracle, rho, m=4, p=p)
+        assert row["rho"] == pytest.approx(rho)
+        assert (row["mean"], row["max"]) == (pytest.approx(found.mean, rel=1e-4), pytest.approx(found.worst, rel=1e-4))
+
+
+def test_same_seed_same_numbers_and_weights_untouched(bert, reviews, measure):
+    before = (bert / "model.safetensors").read_bytes()
+    options = ["--train_file", reviews, *FEW, "--surface_points", 2, "--line_points", 2, "--directions", 1, "--m", 5]
+    first, again = (measure(bert, *options, out=name)["models"] for name in ("one", "two"))
+    assert first == again and {"hessian", "neighborhood", "landscape"} <= first[0].keys()
+    assert measure(bert, *options, "--seed", 1, out="three")["models"] != first
+    assert (bert / "model.safetensors").read_bytes() == before
+
+
+def test_lora_folder(bert, reviews, measure, tmp_path):
+    from peft import LoraConfig, TaskType, get_peft_model
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(0)
+    config = LoraConfig(task_type=TaskType.SEQ_CLS, r=2, target_modules=["query"], init_lora_weights=False)
+    model = get_peft_model(AutoModelForSequenceClassification.from_pretrained(bert), config).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    result = measure(tmp_path / "adapter", "--train_file", reviews, "--hessian", "--max_examples", 99, *FEW)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    rows = [line.rsplit(",", 1) for line in reviews.read_text().splitlines()[1:]]
+    with torch.no_grad():
+        logits = model(**tokenizer([text for text, _ in rows], padding=True, return_tensors="pt")).logits
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor([int(label == "good") for _, label in rows]))
+    assert result["models"][0]["parameters"] == trained
+    assert result["models"][0]["loss"] == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_image_checkpoint(measure, tmp_path):
+    from PIL import Image
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    sizes = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 4}
+    config = ViTConfig(image_size=8, patch_size=4, **sizes, id2label={0: "dark", 1: "light"})
+    torch.manual_seed(0)
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "vit")
+    for i in range(6):
+        name = ("dark", "light")[i % 2]
+        (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (10 * i + 120 * (i % 2),) * 3).save(tmp_path / "images" / name / f"{i}.png")
+    result = measure(tmp_path / "vit", "--train_dir", tmp_path / "images", "--hessian", "--top", 2, *FEW)
+    assert result["settings"]["examples"] == 6 and len(result["models"][0]["hessian"]["eigenvalues"]) == 2
+
+
+def test_two_processes_measure_the_same(bert, reviews, measure, tmp_path):
+    options = ["--train_file", str(reviews), "--hessian", "--top", "2", "--tolerance", "1e-3", *FEW]
+    alone = measure(bert, *options)["models"][0]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29631", "-m"]
+    program = ["sam_hf.commands.sharpness", "--model", str(bert), "--out", str(tmp_path / "both"), *QUICK, *options]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    both = json.loads((tmp_path / "both" / "sharpness.json").read_text())["models"][0]
+    assert both["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+    assert both["hessian"]["eigenvalues"] == pytest.approx(alone["hessian"]["eigenvalues"], rel=1e-3)
+    assert done.stdout.count("numbers written to") == 1
+
+
+def test_what_is_finished_is_on_disk_when_a_run_stops(bert, reviews, measure, monkeypatch, tmp_path):
+    from sam_hf.commands import measurements
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measurements, "hessian_trace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        measure(bert, "--train_file", reviews, "--hessian", *FEW)
+    kept = json.loads((tmp_path / "report" / "sharpness.json").read_text())["models"][0]
+    assert len(kept["hessian"]["eigenvalues"]) == 5 and "trace" not in kept["hessian"]
+
+
+def test_options_from_a_file(bert, reviews, tmp_path):
+    config = tmp_path / "measure.yaml"
+    config.write_text(
+        f"model: {bert}\ntrain_file: {reviews}\nneighborhood: true\nm: [2, 99]\nout: {tmp_path / 'report'}\n"
+        "directions: 1\nmax_examples: 6\nuse_cpu: true\ndisable_tqdm: true\n"
+    )
+    main(["--config", str(config), "--rho", "0.2"])
+    part = json.loads((tmp_path / "report" / "sharpness.json").read_text())["models"][0]["neighborhood"]
+    assert part["rho"] == 0.2 and {row["m"] for row in part["m_sharpness"]} == {2}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ([], "model is missing"),
+        (["--model", "./nowhere"], "model=./nowhere: the folder does not exist"),
+        (["--model", "BERT", "--against", "./nowhere"], "against=./nowhere: the folder does not exist"),
+        (["--model", "BERT"], "no data"),
+        (["--model", "BERT", "--train_file", "CSV", "--split", "test"], "there is no test split"),
+        (["--model", "BERT", "--train_file", "CSV", "--train_dir", "x"], "train_dir is of images"),
+        (["--model", "BERT", "--train_file", "CSV", "--top", "0"], "top=0"),
+        (["--model", "BERT", "--max_vectors", "6"], "max_vectors=6 is not allowed"),
+        (["--model", "BERT", "--tolerance", "nan"], "tolerance=nan is not allowed"),
+        (["--model", "BERT", "--trace_probes", "1"], "trace_probes=1 is not allowed"),
+        (["--model", "BERT", "--product", "exact"], "exact"),
+        (["--model", "BERT", "--split", "test", "--label_noise", ".2"], "label_noise is of the training examples"),
+        (["--model", "BERT", "--hesian"], "did you mean hessian?"),
+    ],
+)
+def test_wrong_use(bert, reviews, tmp_path, options, message):
+    given = [{"BERT": str(bert), "CSV": str(reviews)}.get(word, word) for word in options]
+    with pytest.raises(UsageError) as error:
+        main([*given, "--out", str(tmp_path / "report")])
+    assert message in str(error.value) and not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (("bad", "great"), "the models have different labels: beside those in common,"),
+        (("bad", "good", "fair"), "other has fair"),
+    ],
+)
+def test_models_with_different_labels_are_refused(bert, reviews, tmp_path, names, message):
+    other = save_bert(tmp_path / "other", names=names)
+    with pytest.raises(UsageError) as error:
+        main(["--model", str(bert), "--against", str(other), "--train_file", str(reviews), *QUICK])
+    assert message in str(error.value)
+
+
+def test_a_label_that_the_model_does_not_know(bert, tmp_path):
+    data = tmp_path / "data.csv"
+    data.write_text("text,label\ngood film,good\nbad plot,awful\n")
+    with pytest.raises(UsageError, match="the data have the label awful, which .* does not: it has bad, good"):
+        main(["--model", str(bert), "--train_file", str(data), *QUICK])
