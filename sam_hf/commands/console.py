@@ -20,6 +20,12 @@ def _recipe(name: str, argv: list[str]) -> None:
     recipe_main(name)(argv)
 
 
+def sharpness(argv: list[str]) -> None:
+    from .sharpness import main
+
+    main(argv)
+
+
 def compare(argv: list[str]) -> None:
     from .compare import main
 
@@ -54,6 +60,7 @@ def env(argv: list[str]) -> None:
 # Name -> what it does, and its program
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     **{name: (summary, partial(_recipe, name)) for name, summary in RECIPES.items()},
+    "sharpness": ("Measure the sharpness of a checkpoint, or of two.", sharpness),
     "compare": ("Compare methods on your own data, over seeds and label noise.", compare),
     "methods": ("Print the table of methods.", methods),
     "env": ("Print versions and hardware, for a bug report.", env),

@@ -289,5 +289,5 @@ def test_models_with_different_labels_are_refused(bert, reviews, tmp_path, names
 def test_a_label_that_the_model_does_not_know(bert, tmp_path):
     data = tmp_path / "data.csv"
     data.write_text("text,label\ngood film,good\nbad plot,awful\n")
-    with pytest.raises(UsageError, match="the data have the label awful, which .* does not: it has bad, good"):
+    with pytest.raises(UsageError, match=r"the data have the label awful, which .* does not: it has bad, good"):
         main(["--model", str(bert), "--train_file", str(data), *QUICK])
