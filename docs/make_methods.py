@@ -133,12 +133,13 @@ def filled(text: str, contents: dict[str, str]) -> str:
     return text
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def write_or_check(pages: dict[Path, dict[str, str]], description: str | None) -> None:
+    """The program: fill the blocks of `pages`, or with --check exit by 1 where one is not as it should be."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
     options = parser.parse_args()
     changed = []
-    for path, contents in blocks().items():
+    for path, contents in pages.items():
         if not path.exists():
             names = ", ".join(contents)
             sys.exit(f"{path} is missing: write it, with the blocks {names} as docs/methods/sam.md has them")
@@ -152,6 +153,10 @@ def main() -> None:
             if not options.check:
                 path.write_text(after, encoding="utf-8")
     sys.exit(int(options.check and bool(changed)))
+
+
+def main() -> None:
+    write_or_check(blocks(), __doc__)
 
 
 if __name__ == "__main__":
