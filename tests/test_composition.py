@@ -167,6 +167,18 @@ class Sparse(nn.Module):
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
+def torch_clips_sparse_gradients() -> bool:
+    """Not in 2.7: plain Trainer, which logs the gradient's norm, fails there too."""
+    embedding = nn.Embedding(2, 2, sparse=True)
+    embedding(torch.tensor([0])).sum().backward()
+    try:
+        nn.utils.clip_grad_norm_(embedding.parameters(), 1.0)
+    except NotImplementedError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not torch_clips_sparse_gradients(), reason="this torch takes no norm of sparse gradients")
 @pytest.mark.parametrize("options", [{}, {"sam_p": 3.0, "sam_ascent_steps": 2}, {"sam_m": 2}], ids=str)
 def test_sparse_gradients(tmp_path, options):
     sparse, dense = seeded(Sparse), seeded(lambda: Sparse(sparse=False))
