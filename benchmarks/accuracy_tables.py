@@ -135,6 +135,16 @@ def flatness_table() -> str:
     return "\n".join([*lines, "", note])
 
 
+def pictures() -> list[tuple[Path, str]]:
+    """Files of the results, and what they are called in docs/pictures."""
+    return [
+        (RESULTS / f"accuracy_{task}" / "pictures" / f"{name}.png", f"accuracy_{task}_{name}.png")
+        for task in ("text", "image")
+        for name in ("against_noise", "differences")
+        if (RESULTS / f"accuracy_{task}" / "pictures" / f"{name}.png").exists()
+    ]
+
+
 def tables() -> dict[str, str]:
     """By the names of their markers; those without a result are left out."""
     found = {}

@@ -1,5 +1,5 @@
 """
-Writes the tables of README and docs from the committed result files.
+Writes the tables of README and docs, and copies their pictures, from the committed result files.
 
     python benchmarks/tables.py           # writes
     python benchmarks/tables.py --check   # exit status 1 where pages and results differ
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -121,6 +122,12 @@ def main() -> None:
         stale = stale or before != after
         if not options.check and before != after:
             page.write_text(after, encoding="utf-8")
+    for source, name in accuracy_tables.pictures():
+        target = ROOT / "docs" / "pictures" / name
+        if not target.exists() or target.read_bytes() != source.read_bytes():
+            stale = True
+            if not options.check:
+                shutil.copyfile(source, target)
     if options.check:
         sys.exit(int(stale))
 
