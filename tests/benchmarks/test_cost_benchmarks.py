@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import cost_cell
+import overhead
 import pytest
 import rivals
 import tables
@@ -97,3 +98,20 @@ def test_variants_that_cannot_run_are_named(monkeypatch):
     variants, left_out = cost_cell.possible(["none", "pytorch_optimizer's SAM in Trainer"])
     assert variants == ["none"]
     assert left_out == {"pytorch_optimizer's SAM in Trainer": "pytorch_optimizer is not installed"}
+
+
+def test_pieces_are_an_update_together(tmp_path, monkeypatch, capsys):
+    output = tmp_path / "overhead.json"
+    command = ["overhead.py", "--models", "tiny", "--batch_size", "4", "--length", "8", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", [*command, "--variants", "sam", "gsam", "--output", str(output)])
+    unwrapped = [vars(owner).get(name) for owner, name, _ in overhead.PIECES]
+    overhead.main()
+    assert [vars(owner).get(name) for owner, name, _ in overhead.PIECES] == unwrapped
+    assert "tiny, fp32, gsam" in capsys.readouterr().out
+    rows = json.loads(output.read_text())["cells"][0]["rows"]
+    assert "combine" in rows["gsam"]["milliseconds"] and "combine" not in rows["sam"]["milliseconds"]
+    for row in rows.values():
+        pieces = {label: ms for label, ms in row["milliseconds"].items() if label != "update"}
+        assert min(pieces.values()) >= 0 and pieces["pass"] > 0
+        assert row["added_ms"] == pytest.approx(sum(pieces.values()) - sum(pieces[x] for x in overhead.TRAINERS_OWN))
+        assert 0 < row["added_share"] < 1
