@@ -39,10 +39,13 @@ class GlobalReduction:
 
     Args:
         op (`str`): `"sum"` or `"max"`.
+        power (`float`, *optional*, defaults to `1.0`): every partial result is raised to it before, all of them at
+            once: on an accelerator, an operation for each tensor of a large model takes longer than the norm itself.
     """
 
-    def __init__(self, op: str):
+    def __init__(self, op: str, power: float = 1.0):
         self.op = op
+        self.power = power
         self._partials: dict[tuple | None, list[Tensor]] = {}
 
     def add(self, partial: Tensor, like: Tensor) -> None:
@@ -56,6 +59,8 @@ class GlobalReduction:
         totals = []
         for key, partials in self._partials.items():
             stacked = torch.stack([p.to(partials[0].device) for p in partials])
+            if self.power != 1:
+                stacked = stacked.pow(self.power)
             total = stacked.sum() if self.op == "sum" else stacked.max()
             totals.append((total if key is None else self._over_mesh(total, *key)).to(device))
         if not totals:
@@ -79,7 +84,7 @@ def global_norm(tensors: Sequence[Tensor], order: float = 2.0, like: Sequence[Te
     """
     if not tensors:
         return torch.zeros(())
-    reduction = GlobalReduction("max" if order == torch.inf else "sum")
+    reduction = GlobalReduction("max") if order == torch.inf else GlobalReduction("sum", power=order)
     sharding = dict(zip(tensors, like or tensors, strict=True))
     for group in _same_dtype(tensors):
         dtype = wide(group[0].dtype)
@@ -87,8 +92,8 @@ def global_norm(tensors: Sequence[Tensor], order: float = 2.0, like: Sequence[Te
         norms = dict(zip(filled, torch._foreach_norm([local(t) for t in filled], order, dtype=dtype), strict=True))
         for tensor in group:
             # A rank with an empty shard still takes part in the reduction over its mesh
-            norm = norms.get(tensor, torch.zeros((), dtype=dtype, device=tensor.device))
-            reduction.add(norm if order == torch.inf else norm.pow(order), sharding[tensor])
+            norm = norms[tensor] if tensor in norms else torch.zeros((), dtype=dtype, device=tensor.device)
+            reduction.add(norm, sharding[tensor])
     total = reduction.result(tensors[0].device)
     return total if order == torch.inf else total.pow(1 / order)
 

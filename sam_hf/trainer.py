@@ -53,6 +53,7 @@ class SAMMixin(HubMixin, CheckpointMixin):
     _sam_window: Window | MomentumWindow | PlainWindow | None
     _sam_layout: Layout | None
     _sam_window_opened_at: int
+    _sam_flops: dict[int, tuple[dict[str, Any], int]]  # of this window's inputs, by identity
     _sam_means: RunningMeans
     _sam_pass: TrainerPass
     _sam_advice: Advice
@@ -116,6 +117,13 @@ class SAMMixin(HubMixin, CheckpointMixin):
             self._sam_advice.on_rounding(window.perturbation_ratio, self.sam_args.sam_stochastic_rounding)
         return loss
 
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Trainer's estimate for one pass. It walks the model, so once a micro-batch, however many passes see it."""
+        known = self._sam_flops.get(id(inputs))
+        if known is None or known[0] is not inputs:
+            known = self._sam_flops[id(inputs)] = (inputs, super().floating_point_ops(inputs))
+        return known[1]
+
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if self._sam_pass.unlogged:
             return
@@ -131,6 +139,7 @@ class SAMMixin(HubMixin, CheckpointMixin):
         self._sam_window = None
         self._sam_layout = None
         self._sam_window_opened_at = 0
+        self._sam_flops = {}
         self._sam_means = RunningMeans(self.args.device)
         self._sam_pass = TrainerPass(self, super().training_step)
         self._sam_advice = Advice()
@@ -178,6 +187,7 @@ class SAMMixin(HubMixin, CheckpointMixin):
     def _close_window(self) -> None:
         """Before the next window is opened: see to what is left of one that did not get all of its micro-batches."""
         window, self._sam_window = self._sam_window, None
+        self._sam_flops.clear()
         if window is None or window.is_complete or isinstance(window, PlainWindow):
             return
         if self.state.global_step == self._sam_window_opened_at:  # broken off by a callback: there was no step

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import bert, perceptron, points, sentences, trained, trainer_of
+from tiny import LENGTH, bert, perceptron, points, sentences, trained, trainer_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
 import sam_hf
 from sam_hf.methods import METHODS
+from sam_hf.norms import global_norm
 
 
 def asked_by_sam() -> str | None:
@@ -162,3 +163,44 @@ def test_window_keeps_no_batch_between_updates(tmp_path):
     trainer.train()
     held = [referrer for referrer in vars(trainer._sam_window).values() if isinstance(referrer, list)]
     assert held and not any(held)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"sam_ascent_steps": 2}, {"sam_method": "none"}], ids=str)
+def test_operations_are_estimated_once_a_micro_batch(tmp_path, accumulation, options):
+    """Trainer's estimate walks the model: two walks an update would be most of what SAM adds to a deep model."""
+    walks = []
+    model = bert(dtype=torch.float32)
+    own = model.num_parameters
+    model.num_parameters = lambda *args, **kwargs: walks.append(kwargs) or own(*args, **kwargs)
+    trainer = trained(model, sentences(16), tmp_path, max_steps=2, gradient_accumulation_steps=accumulation, **options)
+    assert walks.count({"exclude_embeddings": True}) == 2 * accumulation
+    passes = 1 if "sam_method" in options else 1 + options.get("sam_ascent_steps", 1)
+    assert trainer.state.total_flos == passes * 2 * accumulation * 6 * 4 * LENGTH * own(exclude_embeddings=True)
+
+
+class Operations(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.number += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("order", [2.0, 3.0, torch.inf])
+def test_a_norm_over_many_tensors_is_few_operations(order):
+    """And it is the number, bit for bit, that powers taken tensor by tensor give."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(7, generator=generator) for _ in range(500)]
+    with Operations() as operations:
+        norm = global_norm(tensors, order)
+    assert operations.number < 20
+    norms = torch._foreach_norm(tensors, order)
+    by_tensor = torch.stack([n if order == torch.inf else n.pow(order) for n in norms])
+    expected = by_tensor.max() if order == torch.inf else by_tensor.sum().pow(1 / order)
+    if order == 3.0:  # a vectorised power may differ in the last place from one of a single number
+        torch.testing.assert_close(norm, expected, rtol=1e-6, atol=0)
+    else:
+        assert torch.equal(norm, expected)
