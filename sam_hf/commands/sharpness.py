@@ -142,9 +142,17 @@ def _subject(
     if getattr(model.config, "pad_token_id", 0) is None and checkpoint.kind == "text":
         model.config.pad_token_id = model.config.eos_token_id  # as finetuning sets it for decoders
     options: dict[str, Any] = {"loss": loss, "seed": wanted.seed, "disable_tqdm": wanted.disable_tqdm}
-    by_length = LossOracle(model, batches[0], product=wanted.product, **options)
+    by_length = LossOracle(
+        model, batches[0], product=wanted.product, graph_memory=_for_graphs(model, wanted), **options
+    )
     same = batches[0] is batches[1]
     return Subject(checkpoint, scheme, by_length, by_length if same else LossOracle(model, batches[1], **options))
+
+
+def _for_graphs(model: Any, wanted: Measurements) -> float:
+    """GiB: what weights, vectors and passes of a large model leave of 8."""
+    room = 8 - 2**-30 * 4 * sum(p.numel() for p in model.parameters()) * 20
+    return max(min(wanted.graph_memory, room), 0.0)
 
 
 def _announce(subjects: Sequence[Subject], examples: Examples, wanted: Measurements, state: Any) -> None:

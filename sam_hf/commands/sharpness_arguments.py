@@ -89,6 +89,9 @@ class Measurements:
     max_vectors: int | None = option(
         None, "Vectors as large as the weights held at a time. Default: what fits 4.5 GiB, 12 to 40."
     )
+    graph_memory: float = option(
+        4.0, "GiB of graphs kept between products, which makes them a third cheaper; 0: the least memory."
+    )
     product: str = option("auto", "How Hessian-vector products are taken.", choices=list(PRODUCTS))
     trace_sketch: int = option(4, "Columns of the trace's sketch, two products each.")
     trace_probes: int = option(8, "Its random probes, a product each; 0: no trace.")
@@ -109,7 +112,16 @@ class Measurements:
     def __post_init__(self):
         _at_least(self, 1, "batch_size", "top", "m", "density_steps", "directions", "max_products")
         _at_least(
-            self, 0, "trace_sketch", "density_probes", "surface_points", "rho", "rho_inf", "adaptive_rho", "seed"
+            self,
+            0,
+            "trace_sketch",
+            "density_probes",
+            "surface_points",
+            "rho",
+            "rho_inf",
+            "adaptive_rho",
+            "seed",
+            "graph_memory",
         )
         _at_least(self, 2, "line_points", "between_points")
         for name in ("tolerance", "landscape_radius"):

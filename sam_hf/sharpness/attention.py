@@ -40,6 +40,15 @@ _OWN = Attention("", nullcontext)
 _UNFUSED = Attention("torch's unfused attention kernel", lambda: sdpa_kernel(SDPBackend.MATH))
 
 
+def said(attention: Attention | None) -> tuple[str, str]:
+    """How products are taken and with which attention; empty where nothing has been found out yet."""
+    if attention is None:
+        return "", ""
+    if attention is FINITE_DIFFERENCE:
+        return "finite_difference", ""
+    return "double_backward", attention.name or "the model's own"
+
+
 def find_attention(oracle: LossOracle, product: str) -> Attention:
     """
     The first way of computing attention that has second derivatives, by one product on the first batch, or

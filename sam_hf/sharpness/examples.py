@@ -21,6 +21,15 @@ def processes() -> tuple[int, int]:
     return 0, 1
 
 
+def summed(number: float, device: torch.device) -> float:
+    """The sum of the processes' numbers."""
+    if processes()[1] == 1:
+        return number
+    total = torch.tensor(float(number), dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return float(total)
+
+
 def examples_in(batch: Any) -> int:
     """The number of examples of a batch: the first dimension of its first tensor, as Trainer's evaluation counts."""
     size = find_batch_size(batch)
