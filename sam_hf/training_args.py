@@ -31,8 +31,8 @@ class SAMArguments:
         sam_rho_schedule (`str`, *optional*, defaults to `"constant"`):
             How ρ changes over training: `"constant"`; `"linear"` and `"cosine"` fall from ρ to `sam_rho_min`;
             `"lr"` follows the learning rate between the two; `"warmup"` rises from 0 to ρ. `"auto"` needs no ρ: it is
-            a tenth of the length of the optimizer's last step, ‖w_t − w_{t−1}‖₂, and the first update is plain. It takes
-            no `sam_rho` (but 0), `sam_rho_min` or `sam_p`.
+            a tenth of the length of the optimizer's last step, ‖w_t − w_{t−1}‖₂, and the first update is plain. It
+            takes no `sam_rho` (but 0), `sam_rho_min` or `sam_p`.
         sam_rho_min (`float`, *optional*, defaults to `0.0`):
             Where the schedules `"linear"`, `"cosine"` and `"lr"` end, at most ρ.
         sam_rho_warmup_ratio (`float`, *optional*, defaults to `0.1`):
