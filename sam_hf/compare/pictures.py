@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..plot_data import shown
-from ..plot_style import COLORS, COLUMN, LABEL, MARKERS, TICK, dress, legend, look
+from ..plot_style import COLORS, COLUMN, LABEL, MARKERS, TICK, dress, look
 from .statistics import CONFIDENCE
 
 if TYPE_CHECKING:
@@ -24,13 +24,14 @@ def draw_against_noise(samples: Mapping[str, Mapping[float, Sample]], *, metric:
         metric (`str`): what the y axis says.
         factor (`float`, *optional*, defaults to `1.0`): of values, `100` for percent.
     """
-    ax = _figure(1.6 * COLUMN, 3.6).add_subplot()
+    figure = _figure(1.6 * COLUMN, 3.2 + 0.2 * -(-len(samples) // 3))
+    ax = figure.add_subplot()
     rates = sorted({rate for by_rate in samples.values() for rate in by_rate})
     names = shown(samples)
     handles = []
     for index, (name, by_rate) in enumerate(samples.items()):
         # Side by side, or error bars of many variants hide each other
-        shift = 0.5 * (index - (len(samples) - 1) / 2) / max(len(samples), 2)
+        shift = 0.4 * (index - (len(samples) - 1) / 2) / max(len(samples), 2)
         points = [(rates.index(r) + shift, s) for r, s in sorted(by_rate.items()) if s.mean is not None]
         if points:
             handles.append(
@@ -46,7 +47,8 @@ def draw_against_noise(samples: Mapping[str, Mapping[float, Sample]], *, metric:
             )
     ax.set_xticks(range(len(rates)), [f"{rate:.0%}" for rate in rates])
     dress(ax, "label noise in training", metric)
-    return legend(ax, handles)
+    _legend(figure, {handle.get_label(): handle for handle in handles})
+    return ax
 
 
 def draw_differences(
@@ -132,16 +134,15 @@ def draw_against_compute(
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
     figure.supylabel(metric, fontsize=LABEL)
-    ordered = [name for name in variants if name in handles]
-    figure.legend(
-        [handles[name] for name in ordered],
-        [names[name] for name in ordered],
-        loc="outside lower center",
-        ncols=3,
-        fontsize=TICK,
-        frameon=False,
-    )
+    _legend(figure, {names[name]: handles[name] for name in variants if name in handles})
     return axes[0][0]
+
+
+def _legend(figure: Any, handles: Mapping[str, Any]) -> None:
+    """Below the panels: there may be many variants."""
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=3, fontsize=TICK, frameon=False
+    )
 
 
 def _look(index: int) -> dict[str, Any]:
