@@ -69,7 +69,7 @@ def measure(tmp_path):
 
 
 def exact_hessian(folder: Path, texts: list[str], labels: list[int]) -> torch.Tensor:
-    """In float64, of the mean over single examples, without padding."""
+    """In float64, of the mean over all examples in one batch."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").double().eval()
@@ -78,12 +78,11 @@ def exact_hessian(folder: Path, texts: list[str], labels: list[int]) -> torch.Te
     w = torch.cat([p.detach().flatten() for p in named.values()]).requires_grad_(True)
     parts = w.split([p.numel() for p in named.values()])
     weights = {name: part.view_as(p) for (name, p), part in zip(named.items(), parts, strict=True)}
-    total = 0.0
-    for text, label in zip(texts, labels, strict=True):
-        inputs = dict(tokenizer(text, return_tensors="pt"))
-        logits = torch.func.functional_call(model, weights, (), inputs).logits
-        total = total + torch.nn.functional.cross_entropy(logits, torch.tensor([label]))
-    (gradient,) = torch.autograd.grad(total / len(texts), w, create_graph=True)
+    inputs = dict(tokenizer(texts, padding=True, return_tensors="pt"))
+    loss = torch.nn.functional.cross_entropy(
+        torch.func.functional_call(model, weights, (), inputs).logits, torch.tensor(labels)
+    )
+    (gradient,) = torch.autograd.grad(loss, w, create_graph=True)
     return torch.stack([torch.autograd.grad(g, w, retain_graph=True)[0] for g in gradient])
 
 
@@ -172,6 +171,20 @@ def test_same_seed_same_numbers_and_weights_untouched(bert, reviews, measure):
     assert (bert / "model.safetensors").read_bytes() == before
 
 
+def test_as_a_user_starts_it(bert, reviews, tmp_path):
+    out = tmp_path / "report"
+    options = [*QUICK, *FEW, "--hessian", "--landscape", "--line_points", "3", "--surface_points", "3"]
+    program = "from sam_hf.commands.console import main; main()"
+    words = ["sharpness", "--model", str(bert), "--train_file", str(reviews), "--out", str(out), *options]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "λmax" in done.stdout and "about 30 products" in done.stdout
+    assert {"sharpness.json", "sharpness.html", "loss_line.png", "spectral_density.svg"} <= {
+        p.name for p in out.iterdir()
+    }
+
+
 def test_lora_folder(bert, reviews, measure, tmp_path):
     from peft import LoraConfig, TaskType, get_peft_model
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -209,6 +222,7 @@ def test_image_checkpoint(measure, tmp_path):
     assert result["settings"]["examples"] == 6 and len(result["models"][0]["hessian"]["eigenvalues"]) == 2
 
 
+@pytest.mark.distributed
 def test_two_processes_measure_the_same(bert, reviews, measure, tmp_path):
     options = ["--train_file", str(reviews), "--hessian", "--top", "2", "--tolerance", "1e-3", *FEW]
     alone = measure(bert, *options)["models"][0]
