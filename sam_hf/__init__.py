@@ -19,11 +19,13 @@ _PUBLIC = {
     "SAMArguments": "training_args",
     "SAMTrainingArguments": "training_args",
     "SAMSeq2SeqTrainingArguments": "training_args",
+    "SharpnessCallback": "callbacks",
 }
 
 __all__ = [*_PUBLIC, "__version__"]
 
 if TYPE_CHECKING:
+    from .callbacks import SharpnessCallback as SharpnessCallback
     from .trainer import SAMMixin as SAMMixin
     from .trainer import SAMSeq2SeqTrainer as SAMSeq2SeqTrainer
     from .trainer import SAMTrainer as SAMTrainer

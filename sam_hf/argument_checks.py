@@ -41,6 +41,15 @@ def check_sam_arguments(args: SAMArguments) -> None:
         _check_integer("sam_m", args.sam_m)
         _check_group_size(args)
     _check_switches(args)
+    _check_integer("sharpness_examples", args.sharpness_examples)
+    _check_number("sharpness_rho", args.sharpness_rho, "a finite number >= 0", lambda rho: 0 <= rho < math.inf)
+    if args.sharpness_m is not None:
+        _check_integer("sharpness_m", args.sharpness_m)
+    for name in ("bf16_full_eval", "fp16_full_eval"):
+        if args.sharpness_every_eval and getattr(args, name, False):
+            raise ValueError(
+                f"{name}=True is not allowed with sharpness_every_eval: rounded weights hide curvature. Leave it out."
+            )
     if args.sam_method != "none":
         _check_for_method(args, METHODS[args.sam_method])
 
@@ -61,7 +70,8 @@ def _check_auto(args: SAMArguments, method: Any) -> None:
 
 
 def _check_switches(args: SAMArguments) -> None:
-    for name in (f.name for f in fields(args) if f.name.startswith("sam_") and isinstance(f.default, bool)):
+    switches = [f.name for f in fields(args) if isinstance(f.default, bool)]
+    for name in (name for name in switches if name.startswith(("sam_", "sharpness_"))):
         if not isinstance(getattr(args, name), bool):
             raise ValueError(f"{name}={getattr(args, name)!r} is not allowed: it must be true or false.")
 

@@ -17,6 +17,7 @@ from transformers import Seq2SeqTrainer, Trainer
 from .advice import Advice
 from .argument_checks import check_sam_arguments
 from .batch_norm import statistics_frozen
+from .callbacks import add_sharpness
 from .checkpoint_mixin import CheckpointMixin
 from .gradients import is_fsdp
 from .grouping import Grouping
@@ -67,6 +68,7 @@ class SAMMixin(HubMixin, CheckpointMixin):
         self._remember_local_names()
         self._reset_sam()
         self._refuse_unsupported()
+        add_sharpness(self, self.sam_args)
 
     @property
     def sam_args(self) -> Any:

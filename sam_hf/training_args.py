@@ -69,6 +69,15 @@ class SAMArguments:
         sam_stochastic_rounding (`bool`, *optional*, defaults to `False`):
             Round w + ε stochastically where the weights themselves are bf16 or fp16, so that an ε below their
             resolution acts in expectation.
+        sharpness_every_eval (`bool`, *optional*, defaults to `False`):
+            Add the sharpness of the training loss to each evaluation's metrics: see [`SharpnessCallback`], also for
+            what it costs. The fields below are its arguments.
+        sharpness_examples (`int`, *optional*, defaults to `64`):
+            On how many of the training examples, over all processes.
+        sharpness_rho (`float`, *optional*, defaults to `0.05`):
+            Radius ρ of the measured m-sharpness, whatever `sam_rho` is.
+        sharpness_m (`int`, *optional*):
+            Examples that share an ε there. `None` is the evaluation's batch on a device.
 
     Raises:
         ValueError: a field has a value that it cannot take; the message names field, value and what is allowed.
@@ -142,6 +151,20 @@ class SAMArguments:
         default=False, metadata={"help": "Round w+epsilon stochastically where the weights are bf16 or fp16."}
     )
 
+    # Measurement alone: training is the same with and without
+    sharpness_every_eval: bool = field(
+        default=False,
+        metadata={"help": "Add the Hessian's largest eigenvalue and m-sharpness to each evaluation's metrics."},
+    )
+    sharpness_examples: int = field(
+        default=64, metadata={"help": "Training examples that sharpness_every_eval measures on."}
+    )
+    sharpness_rho: float = field(default=0.05, metadata={"help": "Radius rho of the measured m-sharpness."})
+    sharpness_m: int | None = field(
+        default=None,
+        metadata={"help": "Examples that share an epsilon in the measured m-sharpness. Default: an evaluation batch."},
+    )
+
     def __post_init__(self):
         if self.sam_target_modules is None:
             self.sam_target_modules = "all"
@@ -151,7 +174,14 @@ class SAMArguments:
             self.sam_method_kwargs = _json("sam_method_kwargs", self.sam_method_kwargs)
         check_sam_arguments(self)
         # A hyperparameter search casts its values to the type of the field's present one: 0.1 to 0 where that is 0
-        for name in ("sam_p", "sam_rho_min", "sam_rho_warmup_ratio", "sam_ascent_fraction", "sam_start_ratio"):
+        for name in (
+            "sam_p",
+            "sam_rho_min",
+            "sam_rho_warmup_ratio",
+            "sam_ascent_fraction",
+            "sam_start_ratio",
+            "sharpness_rho",
+        ):
             setattr(self, name, float(getattr(self, name)))
         if self.sam_rho is not None:
             self.sam_rho = float(self.sam_rho)

@@ -96,6 +96,8 @@ def load_labelled(
         needed["validation"] = False
     if not any(needed.values()):
         raise UsageError("nothing to do: give do_train, do_eval or do_predict")
+    if args.sharpness_every_eval and not args.do_train:
+        raise UsageError("sharpness_every_eval measures the loss of the training examples: give do_train too")
     for split, wanted in needed.items():
         if wanted and split not in splits:
             raise UsageError(f"there is no {split} split: the data have {', '.join(splits)}")

@@ -169,6 +169,8 @@ def summary(history: list[dict[str, float]], args: Any, noise: float, replaced: 
         ("sam_perturbed_loss", "L(w+ε), last log"),
         ("sam_sharpness", "sharpness L(w+ε) - L(w), last log"),
         ("sam_rho", "ρ"),
+        ("eval_sharpness_lambda_max", "λmax of the Hessian, last evaluation"),
+        ("eval_sharpness_m", "m-sharpness, last evaluation"),
         ("train_runtime", "training seconds"),
     ):
         values = [entry[key] for entry in history if key in entry]

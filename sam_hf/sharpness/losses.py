@@ -1,4 +1,4 @@
-"""The loss of one batch: what the model returns, or what Trainer makes of it."""
+"""The loss of one batch: what the model returns, or what Trainer makes of it. And Trainer's batches."""
 
 from __future__ import annotations
 
@@ -30,3 +30,14 @@ def trainer_loss(trainer: Any, model: nn.Module, batch: Any) -> Tensor:
         return trainer.compute_loss(model, batch, num_items_in_batch=items)
     finally:
         args.average_tokens_across_devices = average
+
+
+def evaluation_loader(trainer: Any, dataset: Any) -> Any:
+    """The dataset batched and collated as for Trainer's evaluation."""
+    args = trainer.args
+    # Trainer keeps one evaluation loader whose workers persist, and returns it for whichever dataset is asked for
+    persistent, args.dataloader_persistent_workers = args.dataloader_persistent_workers, False
+    try:
+        return trainer.get_eval_dataloader(dataset)
+    finally:
+        args.dataloader_persistent_workers = persistent

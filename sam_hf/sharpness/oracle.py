@@ -23,7 +23,7 @@ from .attention import FINITE_DIFFERENCE, PRODUCTS, Attention, find_attention, s
 from .derivatives import first_order, second_order
 from .examples import draw, examples_in, groups_of, processes, summed
 from .graphs import KeptGraphs
-from .losses import model_loss, trainer_loss
+from .losses import evaluation_loader, model_loss, trainer_loss
 from .weights import chosen_parameters
 
 
@@ -140,7 +140,7 @@ class LossOracle:
         options.setdefault("disable_tqdm", trainer.args.disable_tqdm)
         oracle = cls(
             trainer.model,
-            trainer.get_eval_dataloader(dataset),
+            evaluation_loader(trainer, dataset),
             loss=lambda model, batch: trainer_loss(trainer, model, batch),
             **options,
         )
