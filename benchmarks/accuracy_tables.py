@@ -122,9 +122,9 @@ def flatness_table() -> str:
             ("loss", 1, 3),
             ("eval_accuracy", 100, 1),
         ):
-            values = [factor * model[key] for model in models]
+            values = [factor * model[key] for model in models if model[key] is not None]
             spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.{digits}f}{spread}")
+            cells.append(f"{statistics.mean(values):.{digits}f}{spread}" if values else "")
         lines.append(f"| {' | '.join([*cells, str(len(models))])} |")
     settings, environment = result["settings"], next(iter(result["models"].values()))["environment"]
     note = (
