@@ -72,7 +72,7 @@ class SAMArguments:
         sharpness_every_eval (`bool`, *optional*, defaults to `False`):
             Add the sharpness of the training loss to each evaluation's metrics: see [`SharpnessCallback`], also for
             what it costs. The fields below are its arguments.
-        sharpness_examples (`int`, *optional*, defaults to `64`):
+        sharpness_examples (`int`, *optional*, defaults to `32`):
             On how many of the training examples, over all processes.
         sharpness_rho (`float`, *optional*, defaults to `0.05`):
             Radius ρ of the measured m-sharpness, whatever `sam_rho` is.
@@ -157,7 +157,7 @@ class SAMArguments:
         metadata={"help": "Add the Hessian's largest eigenvalue and m-sharpness to each evaluation's metrics."},
     )
     sharpness_examples: int = field(
-        default=64, metadata={"help": "Training examples that sharpness_every_eval measures on."}
+        default=32, metadata={"help": "Training examples that sharpness_every_eval measures on."}
     )
     sharpness_rho: float = field(default=0.05, metadata={"help": "Radius rho of the measured m-sharpness."})
     sharpness_m: int | None = field(

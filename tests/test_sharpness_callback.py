@@ -21,6 +21,7 @@ from transformers.utils import logging as hf_logging
 
 from sam_hf import SAMArguments, SAMTrainer, SAMTrainingArguments, SharpnessCallback
 from sam_hf.rng import RandomState
+from sam_hf.sharpness.losses import evaluation_loader
 
 NAMES = {"eval_sharpness_lambda_max", "eval_sharpness_m", "eval_sharpness_runtime"}
 STEPS = {"eval_strategy": "steps", "eval_steps": 2, "sam_rho": 0.2}
@@ -108,17 +109,17 @@ def test_the_dataset_can_be_another(tmp_path):
     assert trainer.evaluate()["eval_sharpness_lambda_max"] == pytest.approx(float(expected), rel=1e-8)
 
 
-def test_a_worker_that_stays_serves_no_other_dataset(tmp_path):
+@pytest.mark.parametrize("first", [True, False])
+def test_a_worker_that_stays_serves_no_other_dataset(tmp_path, first):
     """Trainer keeps the evaluation's loader then, and hands it out whatever it is asked for."""
-    options = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True, "max_steps": 2}
-    without = built(tmp_path, **options)
-    callback = SharpnessCallback(max_examples=32, tolerance=1e-6)
-    trainer = built(tmp_path, callback, **options)
-    trainer.train()
-    without.train()
-    assert entries(trainer)[0]["eval_loss"] == entries(without)[0]["eval_loss"]
-    expected = torch.linalg.eigvalsh(exact_hessian(trainer.model, points(32)))[-1]
-    assert entries(trainer)[0]["eval_sharpness_lambda_max"] == pytest.approx(float(expected), rel=1e-8)
+    options = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    trainer = built(tmp_path, **options)
+    if not first:
+        trainer.get_eval_dataloader()
+    loader = evaluation_loader(trainer, trainer.train_dataset)
+    assert loader.dataset is trainer.train_dataset
+    assert trainer.get_eval_dataloader().dataset is trainer.eval_dataset
+    assert trainer.args.dataloader_persistent_workers
 
 
 def test_nothing_finite_is_nan_and_training_goes_on(tmp_path, caplog):

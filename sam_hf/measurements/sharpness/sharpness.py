@@ -86,9 +86,7 @@ class Sharpness(evaluate.Measurement):
     ):
         if (data is None) == (dataloader is None):
             given = "both" if data is not None else "neither"
-            raise ValueError(
-                f"Give data, a dataset of examples, or dataloader, an iterable of batches: {given} given."
-            )
+            raise ValueError(f"Give data (a dataset of examples) or dataloader (batches), one of them: {given} given.")
         if dataloader is None:
             collator = collator or transformers.default_data_collator
             dataloader = torch.utils.data.DataLoader(data, batch_size=batch_size, collate_fn=collator)
