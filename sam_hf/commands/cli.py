@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from argparse import Action
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
@@ -39,9 +41,7 @@ def parse_arguments(dataclass_types: Sequence[type], argv: Sequence[str], descri
         print(parser.format_help(everything=True))
         sys.exit(0)
     known = [name for name in parser._option_string_actions if name.startswith("--")]
-    given = (
-        _config_options(config, known, {a.dest: a.choices for a in parser._actions}) if config is not None else []
-    ) + rest
+    given = (_config_options(config, known, {a.dest: a for a in parser._actions}) if config is not None else []) + rest
     try:
         *instances, unknown = parser.parse_args_into_dataclasses(
             given, return_remaining_strings=True, look_for_args_file=False
@@ -85,18 +85,29 @@ def read_yaml(path: str) -> dict[str, Any]:
     return values
 
 
-def _config_options(path: str, known: list[str], choices: dict[str, Any]) -> list[str]:
+def _config_options(path: str, known: list[str], actions: Mapping[str, Action]) -> list[str]:
+    from ..training_args import SAMArguments
+
+    read_as_json = {field.name for field in fields(SAMArguments)}
     options: list[str] = []
     for key, value in read_yaml(path).items():
         if f"--{key}" not in known or key == "config":
             raise UsageError(f"{path}: {_unknown(str(key), known)}")
         if isinstance(value, list):
-            options += [f"--{key}", *map(str, value)] if value else []
-        elif isinstance(value, bool) and "no" in (choices.get(key) or ()):
+            options += _list_option(path, key, value, actions[key].nargs is not None, key in read_as_json)
+        elif isinstance(value, bool) and "no" in (actions[key].choices or ()):
             options.append(f"--{key}={'yes' if value else 'no'}")  # YAML reads `eval_strategy: no` as false
         elif value is not None:
             options.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
     return options
+
+
+def _list_option(path: str, key: str, value: list[Any], takes_words: bool, reads_json: bool) -> list[str]:
+    if not takes_words and reads_json:
+        return [f"--{key}={json.dumps(value)}"]
+    if not takes_words and len(value) > 1:
+        raise UsageError(f"{path}: {key} takes one value: {json.dumps(value)} holds {len(value)}")
+    return [f"--{key}", *map(str, value)] if value else []
 
 
 def _unknown(name: str, known: list[str]) -> str:

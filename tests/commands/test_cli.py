@@ -43,6 +43,22 @@ def test_config_and_overriding_options(config):
     assert args.lr_scheduler_kwargs == {"num_cycles": 2}
 
 
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("[query, value]", ["query", "value"]),
+        ("[norm]", ["norm"]),  # a suffix of module names, and not the word for all normalisation layers
+        ("norm", "norm"),
+        ("'[\"query\"]'", ["query"]),
+    ],
+)
+def test_list_for_an_option_of_one_word(config, text, expected):
+    path = config(f"model_name_or_path: folder\nreport_to: [none]\nsam_target_modules: {text}\n")
+    args = parse("--config", path)[2]
+    assert args.sam_target_modules == expected
+    assert args.report_to == []
+
+
 def test_config_with_an_equals_sign(config):
     assert parse("--config=" + config("model_name_or_path: folder\nseed: 5\n"))[2].seed == 5
 
@@ -54,6 +70,7 @@ def test_config_with_an_equals_sign(config):
         ("qqqqqq: 1", "unknown option qqqqqq: see --help"),
         ("- sam_rho", "must hold"),
         ("sam_rho: [1", "cannot be read"),
+        ("report_to: [wandb, tensorboard]", 'report_to takes one value: ["wandb", "tensorboard"] holds 2'),
     ],
 )
 def test_config_that_cannot_be_used(config, text, message):
