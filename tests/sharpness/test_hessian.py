@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from exact import batches_of, exact_hessian, oracle_of, quadratic, whole_matrix
@@ -137,19 +139,10 @@ def test_memory_is_bounded_and_said_beforehand(monkeypatch):
 
 def test_default_memory_fits_a_hundred_million_parameters(monkeypatch):
     """Of the vectors alone: beside them there are the weights, and four vectors in a product."""
-    asked = []
-
-    class Stop(Exception):
-        pass
-
-    def stop(oracle, vectors):
-        asked.append(vectors)
-        raise Stop
-
-    monkeypatch.setattr(hessian_module, "allocate", stop)
-    with pytest.raises(Stop):
-        hessian_eigenvalues(quadratic(range(60)), 5)
-    assert (asked[0] + 1 + 4) * 100e6 * 4 < 8 * 2**30
+    large, small = (SimpleNamespace(dimension=int(size), dtype=torch.float32) for size in (100e6, 1e6))
+    vectors = hessian_module._affordable(large, 5)
+    assert vectors >= 7 and (vectors + 1 + 4) * 100e6 * 4 < 7 * 2**30
+    assert hessian_module._affordable(small, 5) == 40  # no restart where there is room
 
 
 def test_what_has_not_converged_is_said(monkeypatch):
