@@ -77,7 +77,7 @@ def find_attention(oracle: LossOracle, product: str) -> Attention:
 
 
 def _problem(oracle: LossOracle, attention: Attention) -> str | None:
-    """What keeps the model from being differentiated twice, or `None`. Errors of first derivatives are raised."""
+    """What keeps the model from being differentiated twice, or `None`."""
     generator = torch.Generator().manual_seed(oracle.seed)
     vector = torch.randn(oracle.dimension, dtype=oracle.dtype, generator=generator).to(oracle.device)
     for batch, _ in oracle.passes(oracle.batches[:1]):
@@ -89,13 +89,14 @@ def _problem(oracle: LossOracle, attention: Attention) -> str | None:
             value = oracle.value(batch)
             doubtful = _has_functions_of_its_own(value)
             weights = list(oracle.parameters.values())
-            gradient = first_order(value, weights, create_graph=True)
             try:
+                # A function's own backward can refuse to be recorded; one that cannot even run fails in the end too
+                gradient = first_order(value, weights, create_graph=True)
                 product = second_order(gradient, weights, oracle.split(vector))
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                return str(error).strip().splitlines()[0]
+                return str(error).strip().splitlines()[0].rstrip(".")
             if doubtful:
                 return _disagreement(oracle, product, vector)
     return None

@@ -95,7 +95,7 @@ def run(classes: tuple[type, type], model, data: Dataset, output_dir, **changes:
 
 def run_with(classes: tuple[type, type], model, data: Dataset, output_dir, **changes: Any):
     trainer_class, arguments_class = classes
-    taken = ("processing_class", "peft_config", "ref_model", "callbacks", "loss")
+    taken = ("processing_class", "peft_config", "ref_model", "callbacks", "loss", "eval_dataset")
     options = {key: changes.pop(key) for key in taken if key in changes}
     settings: dict[str, Any] = {
         "use_cpu": True,

@@ -103,6 +103,14 @@ class Silent(torch.autograd.Function):
         return gradient.detach()
 
 
+class IntoBuffer(Silent):
+    """Its backward cannot even be recorded: TRL's chunked loss writes into a buffer there."""
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch.mul(gradient, 1, out=torch.empty_like(gradient))
+
+
 class Twice(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
@@ -121,6 +129,13 @@ class Applied(nn.Module):
 
     def forward(self, x):
         return self.function.apply(x)
+
+
+def test_a_backward_that_cannot_be_recorded(said):
+    v = random_vector(oracle_of(perceptron()))
+    product = oracle_of(perceptron(lambda: Applied(IntoBuffer))).hvp(v)
+    torch.testing.assert_close(product, exact_hessian(perceptron(), points(10)) @ v, rtol=1e-6, atol=1e-8)
+    assert len(said) == 1 and "finite differences" in said[0] and "automatic differentiation" in said[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
