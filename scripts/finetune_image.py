@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 from sam_hf.commands.arguments import DataArguments, ModelArguments, option
 from sam_hf.commands.cli import UsageError, parse_arguments, run
@@ -45,10 +46,10 @@ def main(argv: list[str] | None = None) -> None:
     from sam_hf.commands.card import card_arguments
     from sam_hf.commands.image_format import ImageFormat
     from sam_hf.commands.images import BrokenImageError, ImageTransform, check_images
-    from sam_hf.commands.lora import with_lora
+    from sam_hf.commands.lora import head_name, with_lora
     from sam_hf.commands.loss import loss_function
     from sam_hf.commands.models import from_checkpoint, model_path, starting_point
-    from sam_hf.commands.run import carry_out, find_checkpoint, metrics_function
+    from sam_hf.commands.run import carry_out, find_checkpoint, metrics_function, write_labels
 
     set_seed(args.seed)
     args.remove_unused_columns = False  # the transform needs the image column, which no model's forward names
@@ -89,12 +90,12 @@ def main(argv: list[str] | None = None) -> None:
     try:
         carry_out(
             trainer,
-            scheme,
             resume_from,
-            replaced,
-            data.label_noise,
             card,
             splits.get("test"),
+            partial(write_labels, scheme=scheme),
+            noise=data.label_noise,
+            replaced=replaced,
             save_model=model_arguments.save_final_model,
         )
     except BrokenImageError:
@@ -120,14 +121,6 @@ def load_images(data: ImageArguments, args, path: str):
         splits[split] = encoded_images(splits[split], column)
         check_images(splits[split], column, split)
     return splits, scheme, replaced, columns
-
-
-def head_name(model) -> str:
-    """The module that gives the logits: the last linear one with an output a class."""
-    heads = [n for n, module in model.named_modules() if getattr(module, "out_features", 0) == model.config.num_labels]
-    if not heads:
-        raise UsageError(f"lora_r: {type(model).__name__} has no linear layer that gives the logits")
-    return heads[-1]
 
 
 def check_image_size(model, image_format) -> None:

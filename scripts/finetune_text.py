@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 from sam_hf.commands.arguments import DataArguments, ModelArguments, option
 from sam_hf.commands.cli import parse_arguments, run
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     from sam_hf.commands.lora import with_lora
     from sam_hf.commands.loss import loss_function
     from sam_hf.commands.models import from_checkpoint, model_path, starting_point
-    from sam_hf.commands.run import carry_out, find_checkpoint, metrics_function
+    from sam_hf.commands.run import carry_out, find_checkpoint, metrics_function, write_labels
     from sam_hf.commands.text import text_columns, tokenized
 
     set_seed(args.seed)
@@ -71,12 +72,12 @@ def main(argv: list[str] | None = None) -> None:
     card = card_arguments(data, model_arguments, "text-classification")
     carry_out(
         trainer,
-        scheme,
         resume_from,
-        replaced,
-        data.label_noise,
         card,
         splits.get("test"),
+        partial(write_labels, scheme=scheme),
+        noise=data.label_noise,
+        replaced=replaced,
         save_model=model_arguments.save_final_model,
     )
 

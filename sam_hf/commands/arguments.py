@@ -1,4 +1,4 @@
-"""The options that the text and the image program share."""
+"""The options that programs share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
 
 
 @dataclass
-class DataArguments:
+class ExampleArguments:
     """Where the examples come from, and which of them are used."""
 
     dataset_name: str | None = option(None, "Hub data set, folder saved by datasets, or demo:NAME.")
@@ -23,8 +23,6 @@ class DataArguments:
     train_file: str | None = option(None, "Training examples: csv, json, jsonl or parquet.")
     validation_file: str | None = option(None, "Validation examples.")
     test_file: str | None = option(None, "Examples to predict.")
-    label_column: str | None = option(None, "Column with the labels. Default: label or labels.")
-    problem_type: str | None = option(None, "Default: what the labels look like.", choices=list(PROBLEM_TYPES))
     max_train_samples: int | None = option(None, "Use a random sample of at most this many training examples.")
     max_eval_samples: int | None = option(None, "The same for validation.")
     max_predict_samples: int | None = option(None, "The same for prediction.")
@@ -32,17 +30,28 @@ class DataArguments:
         None,
         "Validate on this share of the training examples, always the same ones, and on no others.",
     )
-    label_noise: float = option(0.0, "Share of training labels replaced by another class, 0 <= R < 1.")
 
     def __post_init__(self):
-        if not 0 <= self.label_noise < 1:
-            raise UsageError(f"label_noise={self.label_noise} is not allowed: it must be at least 0 and below 1")
         for name in ("max_train_samples", "max_eval_samples", "max_predict_samples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)} is not allowed: it must be at least 1")
         share = self.validation_split_percentage
         if share is not None and not 1 <= share <= 99:
             raise UsageError(f"validation_split_percentage={share} is not allowed: it must be from 1 to 99")
+
+
+@dataclass
+class DataArguments(ExampleArguments):
+    """The same for examples that carry a label."""
+
+    label_column: str | None = option(None, "Column with the labels. Default: label or labels.")
+    problem_type: str | None = option(None, "Default: what the labels look like.", choices=list(PROBLEM_TYPES))
+    label_noise: float = option(0.0, "Share of training labels replaced by another class, 0 <= R < 1.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.label_noise < 1:
+            raise UsageError(f"label_noise={self.label_noise} is not allowed: it must be at least 0 and below 1")
 
 
 @dataclass

@@ -9,10 +9,10 @@ from .data import LOADERS
 from .demo import ASSETS, PREFIX, is_demo
 
 if TYPE_CHECKING:
-    from .arguments import DataArguments, ModelArguments
+    from .arguments import ExampleArguments, ModelArguments
 
 
-def card_arguments(data: DataArguments, model: ModelArguments, task: str) -> dict[str, Any]:
+def card_arguments(data: ExampleArguments, model: ModelArguments, task: str) -> dict[str, Any]:
     """
     Keyword arguments of [`~transformers.Trainer.create_model_card`].
 
@@ -20,11 +20,24 @@ def card_arguments(data: DataArguments, model: ModelArguments, task: str) -> dic
     or model of the Hub.
 
     Args:
-        data (`DataArguments`): where the examples come from.
+        data (`ExampleArguments`): where the examples come from.
         model (`ModelArguments`): where the weights come from.
         task (`str`): the Hub's name of the task, `"text-classification"` for example.
     """
     return {"tasks": task, **_of_model(model.model_name_or_path or ""), **_of_data(data)}
+
+
+def trl_card_arguments(data: ExampleArguments, output_dir: str) -> dict[str, Any]:
+    """
+    The same for TRL's trainers, whose card has fewer arguments and takes the model's name from its configuration.
+
+    Args:
+        data (`ExampleArguments`): where the examples come from.
+        output_dir (`str`): the folder that the model is named after.
+    """
+    name = data.dataset_name
+    on_hub = name is not None and not is_demo(name) and not Path(name).exists()
+    return {"model_name": Path(output_dir).absolute().name, **({"dataset_name": name} if on_hub else {})}
 
 
 def _of_model(name: str) -> dict[str, Any]:
@@ -34,7 +47,7 @@ def _of_model(name: str) -> dict[str, Any]:
     return {} if Path(name).is_dir() else {"finetuned_from": name}
 
 
-def _of_data(data: DataArguments) -> dict[str, Any]:
+def _of_data(data: ExampleArguments) -> dict[str, Any]:
     name = data.dataset_name
     if name is None:
         file = data.validation_file or data.train_file or data.test_file

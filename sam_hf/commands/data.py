@@ -16,7 +16,7 @@ from .models import from_checkpoint
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-    from .arguments import DataArguments
+    from .arguments import DataArguments, ExampleArguments
 
 LOADERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
@@ -35,12 +35,12 @@ def without_progress_bars() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def load_splits(arguments: DataArguments, folders: Mapping[str, str | None] | None = None) -> DatasetDict:
+def load_splits(arguments: ExampleArguments, folders: Mapping[str, str | None] | None = None) -> DatasetDict:
     """
     The splits that `arguments` name, none of them empty.
 
     Args:
-        arguments (`DataArguments`): where the examples come from.
+        arguments (`ExampleArguments`): where the examples come from.
         folders (`Mapping[str, str | None]`, *optional*): for images, a folder of class folders a split.
     """
     from datasets import DatasetDict
@@ -72,6 +72,24 @@ def load_splits(arguments: DataArguments, folders: Mapping[str, str | None] | No
 
 
 @without_progress_bars()
+def load_examples(arguments: ExampleArguments, args: Any) -> DatasetDict:
+    """
+    The splits a run needs, with their columns as they are.
+
+    Args:
+        arguments (`ExampleArguments`): where the examples come from, and how many are used.
+        args ([`~transformers.TrainingArguments`]): what is to be done.
+    """
+    splits = _load_needed(arguments, args)
+    for split in splits:
+        splits[split] = _limited(splits[split], split, arguments)
+    if arguments.validation_split_percentage is not None:
+        share = arguments.validation_split_percentage
+        splits["train"], splits["validation"] = _cut(splits["train"], share, arguments.max_eval_samples)
+    return splits
+
+
+@without_progress_bars()
 def load_labelled(
     arguments: DataArguments, args: Any, checkpoint: str, folders: Mapping[str, str | None] | None = None
 ) -> tuple[DatasetDict, LabelScheme, int]:
@@ -87,6 +105,39 @@ def load_labelled(
     Returns:
         `tuple[DatasetDict, LabelScheme, int]`: splits, label scheme, number of labels replaced by noise.
     """
+    splits = _load_needed(arguments, args, folders)
+    cut = arguments.validation_split_percentage
+    if "train" in splits or "validation" in splits:
+        column = find_label_column(splits["train" if "train" in splits else "validation"], arguments.label_column)
+    else:
+        guesses = [arguments.label_column, "label", "labels"]
+        column = next((name for name in guesses if name and name in splits["test"].column_names), "label")
+    if "train" in splits:
+        scheme = infer_scheme(splits["train"], column, arguments.problem_type)
+    else:
+        scheme = LabelScheme.of_checkpoint(from_checkpoint(AutoConfig, checkpoint))
+    replaced = 0
+    for split in splits:
+        splits[split] = _limited(splits[split], split, arguments)
+        if split == "test" and not has_labels(splits[split], column, scheme):
+            splits[split] = splits[split].remove_columns([c for c in [column] if c in splits[split].column_names])
+        else:
+            splits[split] = encode(splits[split], find_label_column(splits[split], column), scheme, split)
+    if cut is not None:
+        splits["train"], splits["validation"] = _cut(splits["train"], cut, arguments.max_eval_samples)
+    if args.do_train:
+        seed = args.seed if args.data_seed is None else args.data_seed
+        splits["train"], replaced = add_label_noise(splits["train"], arguments.label_noise, scheme, seed)
+        if cut is not None:
+            # They come from the same hands as the training labels, and nobody knows which of them are wrong
+            splits["validation"], _ = add_label_noise(splits["validation"], arguments.label_noise, scheme, (seed, 1))
+    return splits, scheme, replaced
+
+
+def _load_needed(
+    arguments: ExampleArguments, args: Any, folders: Mapping[str, str | None] | None = None
+) -> DatasetDict:
+    """The splits for what `args` ask to do, before any of their examples is left out."""
     splits = load_splits(arguments, folders)
     cut = arguments.validation_split_percentage
     needed = {"train": args.do_train, "validation": args.do_eval or args.eval_on_start, "test": args.do_predict}
@@ -103,36 +154,16 @@ def load_labelled(
             raise UsageError(f"there is no {split} split: the data have {', '.join(splits)}")
     for split in [split for split in splits if not needed.get(split)]:
         del splits[split]
-    if "train" in splits or "validation" in splits:
-        column = find_label_column(splits["train" if "train" in splits else "validation"], arguments.label_column)
-    else:
-        guesses = [arguments.label_column, "label", "labels"]
-        column = next((name for name in guesses if name and name in splits["test"].column_names), "label")
-    if "train" in splits:
-        scheme = infer_scheme(splits["train"], column, arguments.problem_type)
-    else:
-        scheme = LabelScheme.of_checkpoint(from_checkpoint(AutoConfig, checkpoint))
+    return splits
+
+
+def _limited(dataset: Dataset, split: str, arguments: ExampleArguments) -> Dataset:
     limits = {
         "train": arguments.max_train_samples,
         "validation": arguments.max_eval_samples,
         "test": arguments.max_predict_samples,
     }
-    replaced = 0
-    for split in splits:
-        splits[split] = sample(splits[split], limits[split])
-        if split == "test" and not has_labels(splits[split], column, scheme):
-            splits[split] = splits[split].remove_columns([c for c in [column] if c in splits[split].column_names])
-        else:
-            splits[split] = encode(splits[split], find_label_column(splits[split], column), scheme, split)
-    if cut is not None:
-        splits["train"], splits["validation"] = _cut(splits["train"], cut, arguments.max_eval_samples)
-    if args.do_train:
-        seed = args.seed if args.data_seed is None else args.data_seed
-        splits["train"], replaced = add_label_noise(splits["train"], arguments.label_noise, scheme, seed)
-        if cut is not None:
-            # They come from the same hands as the training labels, and nobody knows which of them are wrong
-            splits["validation"], _ = add_label_noise(splits["validation"], arguments.label_noise, scheme, (seed, 1))
-    return splits, scheme, replaced
+    return sample(dataset, limits[split])
 
 
 def _cut(train: Dataset, percentage: int, limit: int | None) -> tuple[Dataset, Dataset]:

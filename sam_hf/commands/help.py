@@ -40,6 +40,13 @@ class Parser(HfArgumentParser):
         # Programs other than finetuning group their options themselves
         own = {f.name: c.help_title for c in self.dataclass_types if hasattr(c, "help_title") for f in fields(c)}
         trainer = {f.name for f in fields(TrainingArguments)}
+        # What another trainer's arguments add is what that trainer is taken for: always shown
+        special = {
+            f.name
+            for kind in self.dataclass_types
+            if isinstance(kind, type) and issubclass(kind, TrainingArguments)
+            for f in fields(kind)
+        } - trainer
         groups: dict[str, list[argparse.Action]] = {
             "Data": [],
             "Model": [],
@@ -56,8 +63,8 @@ class Parser(HfArgumentParser):
                 title = "Sharpness-Aware Minimization"
             elif name in model:
                 title = "Model"
-            elif name in trainer:
-                title = "Training" if everything or name in _COMMON else ""
+            elif name in trainer or name in special:
+                title = "Training" if everything or name in special or name in _COMMON else ""
             else:
                 title = "Other" if name in ("help", "help_all", "config") else "Data"
             if title and action.option_strings and not action.option_strings[0].startswith("--no_"):

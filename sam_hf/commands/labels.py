@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,23 +84,28 @@ def encode(dataset: Dataset, column: str, scheme: LabelScheme, split: str) -> Da
     values = _values(dataset, column)
     kind: Any = Value("float32")
     if scheme.problem_type != REGRESSION:
-        feature = dataset.features[column]
-        classes = getattr(feature, "feature", feature)
-        index = {name: i for i, name in enumerate(scheme.names)}
-
-        def position(label: Any) -> int:
-            name = classes.names[label] if hasattr(classes, "names") else str(label)
-            if name not in index:
-                raise UsageError(f"the {split} split has the label {name}, which training never sees")
-            return index[name]
-
+        position = positions(dataset.features[column], scheme.names, split)
         if scheme.problem_type == SINGLE_LABEL:
             values, kind = [position(label) for label in values], Value("int64")
         else:
             rows = [{position(label) for label in value} for value in values]
-            values = [[float(i in row) for i in range(len(index))] for row in rows]
+            values = [[float(i in row) for i in range(len(scheme.names))] for row in rows]
             kind = List(Value("float32"))
     return dataset.remove_columns(column).add_column("labels", values).cast_column("labels", kind)
+
+
+def positions(feature: Any, names: Sequence[str], split: str) -> Callable[[Any], int]:
+    """From a label of a column, or in its lists, to the model's output for it; `feature` is the column's type."""
+    classes = getattr(feature, "feature", feature)
+    index = {name: i for i, name in enumerate(names)}
+
+    def position(label: Any) -> int:
+        name = classes.names[label] if hasattr(classes, "names") else str(label)
+        if name not in index:
+            raise UsageError(f"the {split} split has the label {name}, which training never sees")
+        return index[name]
+
+    return position
 
 
 def add_label_noise(

@@ -1,9 +1,9 @@
-"""Training, evaluation, prediction and the report: the part of a run that both programs share."""
+"""Training, evaluation, prediction and the report: the part of a run that all programs share."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,20 @@ if TYPE_CHECKING:
 _METRICS = Path(__file__).parent.parent / "metrics"
 
 
-def metrics_function(problem_type: str) -> Callable[[Any], dict[str, float]]:
-    """A `compute_metrics` for Trainer over the metrics that this package carries."""
+def load_metric(name: str) -> Any:
+    """The metric `name` of this package, an [`~evaluate.Metric`]."""
     import evaluate
 
-    name = {REGRESSION: "regression", MULTI_LABEL: "multi_label"}.get(problem_type, "classification")
-    # Trainer hands over the gathered predictions: each process computes alone, and keeps no file that others wait for
-    metric = evaluate.load(str(_METRICS / name), keep_in_memory=True)
+    try:
+        # Trainer hands over gathered predictions: each process computes alone, and keeps no file that others wait for
+        return evaluate.load(str(_METRICS / name), keep_in_memory=True)
+    except ImportError as error:
+        raise UsageError(f'the metrics need more packages: pip install "sam-hf[examples]" ({error})') from error
+
+
+def metrics_function(problem_type: str) -> Callable[[Any], dict[str, float]]:
+    """A `compute_metrics` for Trainer over the metrics that this package carries."""
+    metric = load_metric({REGRESSION: "regression", MULTI_LABEL: "multi_label"}.get(problem_type, "classification"))
 
     def compute_metrics(prediction: Any) -> dict[str, float]:
         scores = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
@@ -60,31 +67,37 @@ def find_checkpoint(args: Any, overwrite: bool) -> str | None:
 
 def carry_out(
     trainer: Any,
-    scheme: LabelScheme,
     checkpoint: str | None,
-    replaced: int,
-    noise: float,
     card: dict[str, Any],
     predict_dataset: Any = None,
+    write_predictions: Callable[[Path, Any], None] | None = None,
+    noise: float | None = None,
+    replaced: int = 0,
     save_model: bool = True,
 ) -> None:
     """
     Train, evaluate and predict as `trainer.args` ask, write the results and the model card, print a summary, push.
 
     Args:
+        checkpoint (`str`, *optional*): what training goes on from, see `find_checkpoint`.
         card (`dict`): arguments of the model card, see `card_arguments`.
+        predict_dataset (`Dataset`, *optional*): examples to predict.
+        write_predictions (`Callable[[Path, Any], None]`, *optional*): writes what was predicted to a file.
+        noise (`float`, *optional*): share of the training labels that noise replaced; `None` where none can be.
+        replaced (`int`, *optional*, defaults to `0`): how many labels these are.
         save_model (`bool`, *optional*, defaults to `True`): write the weights, and the card with them.
     """
     args = trainer.args
+    by_hand = _is_by_hand(Path(args.output_dir) / "README.md")  # before peft and TRL write theirs
     if noise:
         share = f"{noise:.0%} of the training labels replaced by another class ({replaced} labels)"
         trainer.model_card_facts["label noise"] = share
     try:
-        _carry_out(trainer, scheme, checkpoint, replaced, noise, predict_dataset, save_model)
+        _carry_out(trainer, checkpoint, predict_dataset, write_predictions, noise, replaced, save_model)
         # Last: all there is to push is written by now, and nothing is lost where the Hub fails
         if args.push_to_hub:
             trainer.push_to_hub(**card)
-        elif args.do_train and save_model and not _is_by_hand(Path(args.output_dir) / "README.md"):
+        elif args.do_train and save_model and not by_hand:
             trainer.create_model_card(**card)
     finally:
         trainer.accelerator.end_training()  # leaves the process group, which aborts at exit otherwise
@@ -92,18 +105,19 @@ def carry_out(
 
 def _carry_out(
     trainer: Any,
-    scheme: LabelScheme,
     checkpoint: str | None,
-    replaced: int,
-    noise: float,
     predict_dataset: Any,
+    write_predictions: Callable[[Path, Any], None] | None,
+    noise: float | None,
+    replaced: int,
     save_model: bool,
 ) -> None:
     args = trainer.args
     if args.do_train:
         trainer.add_callback(LogAtTheEnd)
         result = trainer.train(resume_from_checkpoint=checkpoint)
-        metrics = {**result.metrics, "train_label_noise": noise, "train_labels_replaced": replaced}
+        noise_metrics = {} if noise is None else {"train_label_noise": noise, "train_labels_replaced": replaced}
+        metrics = {**result.metrics, **noise_metrics}
         if save_model:
             trainer.save_model(_internal_call=True)  # without a push of its own
         _record(trainer, "train", metrics)
@@ -115,8 +129,8 @@ def _carry_out(
     if args.do_predict:
         prediction = trainer.predict(predict_dataset)
         _record(trainer, "predict", {k.replace("test_", "predict_", 1): v for k, v in prediction.metrics.items()})
-        if trainer.is_world_process_zero():
-            write_predictions(Path(args.output_dir) / "predictions.csv", prediction.predictions, scheme)
+        if trainer.is_world_process_zero() and write_predictions is not None:
+            write_predictions(Path(args.output_dir) / "predictions.csv", prediction.predictions)
     if args.do_train and trainer.is_world_process_zero():
         print("\n".join(summary(trainer.state.log_history, args, noise, replaced)))
         if save_model:
@@ -134,8 +148,9 @@ def evaluation_of_last_step(trainer: Any) -> dict[str, float] | None:
 
 
 def _is_by_hand(card: Path) -> bool:
-    """Whether a card is there that no Trainer wrote."""
-    return card.is_file() and "<!-- This model card has been generated automatically" not in card.read_text("utf-8")
+    """Whether a card is there that no Trainer wrote: neither transformers' nor one that this package completed."""
+    marks = ("<!-- This model card has been generated automatically", "<!-- sam_hf -->")
+    return card.is_file() and not any(mark in card.read_text("utf-8") for mark in marks)
 
 
 class LogAtTheEnd(TrainerCallback):
@@ -150,13 +165,18 @@ def _record(trainer: Any, split: str, metrics: dict[str, float]) -> None:
     trainer.save_metrics(split, metrics)
 
 
-def summary(history: list[dict[str, float]], args: Any, noise: float, replaced: int) -> list[str]:
+def summary(history: list[dict[str, float]], args: Any, noise: float | None, replaced: int) -> list[str]:
     """The lines of the final report."""
     evaluations = [entry for entry in history if "eval_loss" in entry]
-    lines = ["", f"method {args.sam_method}, label noise {noise:g} ({replaced} labels replaced)"]
+    of_labels = "" if noise is None else f", label noise {noise:g} ({replaced} labels replaced)"
+    lines = ["", f"method {args.sam_method}{of_labels}"]
     for key, name in (
         ("eval_accuracy", "accuracy"),
         ("eval_f1_micro", "micro F1"),
+        ("eval_f1", "F1 of entities"),
+        ("eval_chrf", "chrF"),
+        ("eval_rougeL", "ROUGE-L"),
+        ("eval_mean_token_accuracy", "accuracy of the next token"),
         ("eval_mse", "mean squared error"),
         ("eval_loss", "eval loss"),
     ):
@@ -179,7 +199,15 @@ def summary(history: list[dict[str, float]], args: Any, noise: float, replaced: 
     return lines
 
 
-def write_predictions(path: Path, scores: Any, scheme: LabelScheme) -> None:
+def write_rows(path: Path, predictions: Iterable[str]) -> None:
+    """A row an example: its number and what was predicted, as text."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["index", "prediction"])
+        writer.writerows(enumerate(predictions))
+
+
+def write_labels(path: Path, scores: Any, scheme: LabelScheme) -> None:
     """A row an example: the number predicted, or the label names and the probability of each class."""
     scores = scores[0] if isinstance(scores, tuple) else scores
     with path.open("w", newline="", encoding="utf-8") as file:
