@@ -50,19 +50,11 @@ def main(argv: list[str] | None = None) -> None:
     model = from_checkpoint(AutoModelForSeq2SeqLM, starting_point(path, resume_from))
     model = with_lora(model, model_arguments, task="SEQ_2_SEQ_LM")
 
-    def tokenized(batch, source, target):
-        texts = [data.source_prefix + text for text in batch[source]]
-        encoded = tokenizer(texts, truncation=True, max_length=data.max_source_length)
-        if target is not None:
-            labels = tokenizer(text_target=batch[target], truncation=True, max_length=data.max_target_length)
-            encoded["labels"] = labels["input_ids"]
-        return encoded
-
     with args.main_process_first(desc="tokenizing"):
         for split, (source, target) in columns.items():
             splits[split] = splits[split].map(
                 tokenized,
-                fn_kwargs={"source": source, "target": target},
+                fn_kwargs={"tokenizer": tokenizer, "data": data, "source": source, "target": target},
                 batched=True,
                 remove_columns=splits[split].column_names,
             )
@@ -100,6 +92,16 @@ def main(argv: list[str] | None = None) -> None:
         lambda path, tokens: write_rows(path, decoded(tokens)),
         save_model=model_arguments.save_final_model,
     )
+
+
+def tokenized(batch, tokenizer, data: PairArguments, source: str, target: str | None):
+    """What the model takes of the texts in the column `source`, with those of `target` as labels."""
+    texts = [data.source_prefix + text for text in batch[source]]
+    encoded = tokenizer(texts, truncation=True, max_length=data.max_source_length)
+    if target is not None:
+        labels = tokenizer(text_target=batch[target], truncation=True, max_length=data.max_target_length)
+        encoded["labels"] = labels["input_ids"]
+    return encoded
 
 
 def source_and_target(dataset, data: PairArguments, split: str) -> tuple[str, str | None]:
