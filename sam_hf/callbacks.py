@@ -19,6 +19,9 @@ from .sharpness.weights import chosen_parameters
 
 logger = logging.get_logger(__name__)
 
+# Stored while λmax is searched for, beside a training run that needs its memory; as many as λmax usually takes
+_VECTORS = 8
+
 
 class SharpnessCallback(TrainerCallback):
     r"""
@@ -141,7 +144,9 @@ class SharpnessCallback(TrainerCallback):
     def _measure(self, oracle: LossOracle) -> dict[str, float]:
         start = time.perf_counter()
         try:
-            found = hessian_eigenvalues(oracle, 1, tolerance=self.tolerance, max_products=self.max_products)
+            found = hessian_eigenvalues(
+                oracle, 1, tolerance=self.tolerance, max_products=self.max_products, max_vectors=_VECTORS
+            )
             largest = float(found.values[0])
         except FloatingPointError as error:
             logger.warning(f"{error} The sharpness of this evaluation is NaN.")
