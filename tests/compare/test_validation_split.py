@@ -28,7 +28,7 @@ def numbered(tmp_path) -> str:
 
 def load(file: str, seed: int = 0, do_eval: bool = True, **options):
     task = SimpleNamespace(do_train=True, do_eval=do_eval, do_predict=False, eval_on_start=False, seed=seed)
-    task.data_seed = None
+    task.data_seed, task.sharpness_every_eval = None, False
     return load_labelled(DataArguments(train_file=file, **options), task, "")
 
 
