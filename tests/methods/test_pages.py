@@ -118,7 +118,7 @@ def is_said_to_be_logged(metric: str, method: str) -> bool:
 
 def test_every_argument_is_in_the_overview():
     overview = OVERVIEW.read_text(encoding="utf-8")
-    for argument in fields(SAMArguments):
+    for argument in (f for f in fields(SAMArguments) if f.name.startswith("sam_")):
         assert f"`{argument.name}" in overview
 
 
