@@ -6,8 +6,8 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from conftest import write_sentences
 from datasets import load_dataset
+from sentence_files import write_sentences
 
 from sam_hf.commands.arguments import DataArguments
 from sam_hf.commands.cli import UsageError
