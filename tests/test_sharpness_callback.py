@@ -1,55 +1,23 @@
-"""Sharpness at every evaluation: the right numbers, everywhere that metrics go, and training none the wiser."""
+"""Sharpness at every evaluation: the right numbers, everywhere that metrics go."""
 
 from __future__ import annotations
 
 import copy
 import json
 import logging
-import random
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from measured_training import NAMES, STEPS, built, entries, of_sharpness
 from sharpness.exact import exact_hessian
-from tiny import assert_same, bert, perceptron, points, sentences, snapshot, trained, trainer_of
+from tiny import perceptron, points, trainer_of
 from torch import nn
-from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging as hf_logging
 
-from sam_hf import SAMArguments, SAMTrainer, SAMTrainingArguments, SharpnessCallback
-from sam_hf.rng import RandomState
+from sam_hf import SAMTrainer, SharpnessCallback
 from sam_hf.sharpness.losses import evaluation_loader
-
-NAMES = {"eval_sharpness_lambda_max", "eval_sharpness_m", "eval_sharpness_runtime"}
-STEPS = {"eval_strategy": "steps", "eval_steps": 2, "sam_rho": 0.2}
-
-
-def entries(trainer, key="eval_loss"):
-    return [entry for entry in trainer.state.log_history if key in entry]
-
-
-def of_sharpness(metrics):
-    return {key: value for key, value in metrics.items() if "sharpness" in key and "sam_" not in key}
-
-
-def built(output_dir, callback=None, trainer_class=SAMTrainer, model=None, data=None, **options):
-    data = points(32) if data is None else data
-    options = STEPS | {"eval_dataset": data[:8]} | options
-    trainer = trainer_of(
-        perceptron() if model is None else model,
-        data,
-        output_dir,
-        trainer_class=trainer_class,
-        callbacks=[callback] if callback is not None and trainer_class is SAMTrainer else [],
-        **options,
-    )
-    if callback is not None and trainer_class is Trainer:
-        callback.add_to(trainer)
-    return trainer
-
 
 # --- The numbers ------------------------------------------------------------------------------------------------
 
@@ -241,165 +209,3 @@ def test_the_argument_is_the_callback(tmp_path):
     # The user's own callback is not doubled
     own = built(tmp_path, SharpnessCallback(), sharpness_every_eval=True)
     assert sum(isinstance(c, SharpnessCallback) for c in own.callback_handler.callbacks) == 1
-
-
-# --- Training is the same ---------------------------------------------------------------------------------------
-
-
-def lora():
-    model = bert(dropout=0.1)
-    torch.manual_seed(0)
-    return get_peft_model(model, LoraConfig(r=2, target_modules=["query", "value"], lora_dropout=0.1)).double()
-
-
-class Draws(nn.Module):
-    """Dropout by hand, from every generator there is, in evaluation too."""
-
-    def forward(self, x):
-        return x * (1 + 0.1 * random.random() + 0.1 * np.random.rand() + 0.1 * torch.rand(()).to(x))
-
-
-class Augmented(torch.utils.data.Dataset):
-    def __len__(self):
-        return 32
-
-    def __getitem__(self, index):
-        example = points(32)[index]
-        return {**example, "x": example["x"] + 0.1 * torch.randn(5).double() + 0.1 * random.random()}
-
-
-CASES = {
-    "sam": ({}, lambda: perceptron(dropout=0.2), None),
-    "plain": ({"sam_method": "none", "optim": "adamw_torch"}, lambda: perceptron(dropout=0.2), None),
-    "shuffled": ({"train_sampling_strategy": "random", "num_train_epochs": 1}, perceptron, None),
-    "BatchNorm": ({"gradient_accumulation_steps": 2}, lambda: perceptron(lambda: nn.BatchNorm1d(6)), None),
-    "random": ({}, lambda: perceptron(Draws), None),
-    "augmented": ({}, perceptron, Augmented()),
-    "looksam": ({"sam_method": "looksam", "eval_steps": 1}, perceptron, None),
-    "bert": (
-        {"gradient_checkpointing": True, "include_num_input_tokens_seen": "all"},
-        lambda: bert(dropout=0.1),
-        sentences(32),
-    ),
-    "lora": ({"gradient_accumulation_steps": 2}, lora, sentences(32)),
-    "schedule-free": ({"optim": "schedule_free_adamw", "learning_rate": 0.01}, perceptron, None),
-}
-
-
-@pytest.mark.parametrize(("options", "make", "data"), CASES.values(), ids=CASES)
-def test_training_is_the_same_bit_for_bit(tmp_path, options, make, data):
-    def run(*callbacks):
-        model = make()
-        trainer = trained(
-            model,
-            points(32) if data is None else data,
-            tmp_path,
-            callbacks=callbacks,
-            eval_dataset=sentences(8) if data is not None and isinstance(data, list) else points(8),
-            **(STEPS | {"save_strategy": "steps", "save_steps": 3} | options),
-        )
-        return model, trainer, RandomState()
-
-    plain, expected, random_after = run()
-    model, trainer, found = run(SharpnessCallback(max_examples=6, m=3))
-    assert all(of_sharpness(entry).keys() == NAMES for entry in entries(trainer))
-    assert_same(snapshot(model), snapshot(plain))
-    assert found == random_after
-    assert [m.training for m in model.modules()] == [m.training for m in plain.modules()]
-    assert all(p.grad is None for p in model.parameters())
-    assert trainer.state.total_flos == expected.state.total_flos
-    assert trainer.state.num_input_tokens_seen == expected.state.num_input_tokens_seen
-    for entry, other in zip(trainer.state.log_history, expected.state.log_history, strict=True):
-        timed = {key for key in entry if key.endswith(("_runtime", "_per_second"))} | NAMES
-        assert {k: v for k, v in entry.items() if k not in timed} == {k: v for k, v in other.items() if k not in timed}
-
-
-def test_training_resumes_the_same(tmp_path):
-    options = {"save_strategy": "steps", "save_steps": 3}
-    whole = built(tmp_path, SharpnessCallback(max_examples=6), **options)
-    whole.train()
-    again = built(tmp_path, SharpnessCallback(max_examples=6), **options)
-    again.train(resume_from_checkpoint=str(Path(tmp_path) / "checkpoint-3"))
-    assert_same(snapshot(again.model), snapshot(whole.model))
-    last, expected = entries(again)[-1], entries(whole)[-1]
-    assert last["eval_sharpness_lambda_max"] == expected["eval_sharpness_lambda_max"]
-
-
-# --- Refused before anything is computed ------------------------------------------------------------------------
-
-
-class Stream(IterableDataset):
-    def __iter__(self):
-        return iter(points(32))
-
-
-def test_a_stream_or_nothing_to_measure_on(tmp_path):
-    for data, said in ((Stream(), "Stream without a length"), (None, "None")):
-        with pytest.raises(ValueError, match=f"train_dataset, which is (a )?{said}"):
-            trainer_of(perceptron(), data, tmp_path, callbacks=[SharpnessCallback()], eval_dataset=points(8))
-    trainer = trainer_of(
-        perceptron(), Stream(), tmp_path, callbacks=[SharpnessCallback(points(8))], eval_dataset=points(8), **STEPS
-    )
-    trainer.train()
-    assert of_sharpness(trainer.evaluate())
-
-
-def test_rounded_weights(tmp_path):
-    with pytest.raises(ValueError, match="bfloat16, whose rounding"):
-        built(tmp_path, SharpnessCallback(), model=perceptron().bfloat16())
-    with pytest.raises(ValueError, match="bf16_full_eval"):
-        SAMTrainingArguments("out", use_cpu=True, bf16_full_eval=True, sharpness_every_eval=True)
-    with pytest.raises(ValueError, match="bf16_full_eval"):
-        built(tmp_path, SharpnessCallback(), bf16_full_eval=True)
-
-
-@pytest.mark.parametrize("kind", ["fsdp", "deepspeed"])
-def test_sharded_weights(tmp_path, kind):
-    trainer = built(tmp_path, sam_method="none")
-    setattr(trainer, f"is_{kind}_enabled", True)
-    with pytest.raises(ValueError, match="whose weights are sharded"):
-        SharpnessCallback().add_to(trainer)
-
-
-def test_a_model_that_comes_to_be_unfit(tmp_path):
-    trainer = built(tmp_path, SharpnessCallback())
-    trainer.model.bfloat16()
-    with pytest.raises(ValueError, match="bfloat16"):
-        trainer.train()
-    assert trainer.state.global_step == 0
-
-
-def test_a_plain_trainer_that_it_was_not_added_to(tmp_path):
-    trainer = trainer_of(
-        perceptron(),
-        points(32),
-        tmp_path,
-        trainer_class=Trainer,
-        callbacks=[SharpnessCallback()],
-        **STEPS | {"eval_strategy": "no"},
-    )
-    with pytest.raises(ValueError, match=r"add_to\(trainer\)"):
-        trainer.train()
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("max_examples", 0), ("rho", -1.0), ("rho", float("nan")), ("m", 0), ("tolerance", 0.0), ("max_products", 0)],
-)
-def test_arguments_out_of_range(field, value):
-    with pytest.raises(ValueError, match=f"{field}={value}"):
-        SharpnessCallback(**{field: value})
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("sharpness_every_eval", "yes"),
-        ("sharpness_examples", 0),
-        ("sharpness_rho", -0.1),
-        ("sharpness_m", 1.5),
-    ],
-)
-def test_fields_out_of_range(field, value):
-    with pytest.raises(ValueError, match=f"{field}={value!r}"):
-        SAMArguments(**{field: value})
