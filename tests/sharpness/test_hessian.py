@@ -92,6 +92,19 @@ def test_known_spectra(spectrum, max_vectors):
     torch.testing.assert_close(errors, found.residuals, rtol=1e-3, atol=1e-9 * max(largest, 1e-9))
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_gradient_saves_products(name, monkeypatch):
+    make, data = NETWORKS[name][0], NETWORKS[name][1](12)
+    exact = exact_eigenvalues(exact_hessian(bert_with_eager_attention() if name == "bert" else make(), data))[0]
+    oracle = oracle_of(make(), data, 5)
+    started = hessian_eigenvalues(oracle, 1, tolerance=0.01)
+    monkeypatch.setattr(oracle, "gradient", lambda: torch.zeros(oracle.dimension, dtype=oracle.dtype))  # a minimum
+    blind = hessian_eigenvalues(oracle, 1, tolerance=0.01)
+    assert started.products < blind.products
+    for found in (started, blind):
+        assert float(found.values[0]) == pytest.approx(float(exact), rel=1e-3)
+
+
 def test_all_eigenvalues_of_a_tiny_model():
     oracle = quadratic(range(8))
     found = hessian_eigenvalues(oracle, 8)
