@@ -15,16 +15,13 @@ import sys
 from pathlib import Path
 
 from sam_hf.methods import METHODS, Method
+from sam_hf.schedules import default_radius
 
 ROOT = Path(__file__).parent.parent
 
 
 def paper_link(method: type[Method]) -> str:
     return f"[arXiv {method.paper.rpartition('/')[2]}]({method.paper})"
-
-
-def radius(method: type[Method]) -> str:
-    return str(method.default_rho) if method.perturbs else "no radius"
 
 
 def equations(method: type[Method]) -> str:
@@ -53,7 +50,7 @@ def full_table() -> str:
             method.title,
             method.cost.passes,
             method.cost.memory,
-            radius(method),
+            default_radius(method),
             own or "none",
             ", ".join(f"`{field}`" for field in method.refuses) or "nothing",
             paper_link(method),
@@ -73,7 +70,7 @@ def facts(method: type[Method]) -> str:
             "|---|---|",
             f"| passes an update (k: `sam_ascent_steps`; plain training: 1) | {method.cost.passes} |",
             f"| copies of the trained weights over plain training, at peak | {method.cost.memory} |",
-            f"| default `sam_rho` | {radius(method)} |",
+            f"| default `sam_rho` | {default_radius(method)} |",
             f"| default `sam_interval` | {method.default_interval} |",
             f"| state kept between updates | {'yes, saved with a checkpoint' if method.keeps_state else 'none'} |",
             f"| paper | {paper_link(method)} |",

@@ -25,7 +25,8 @@ def check_sam_arguments(args: SAMArguments) -> None:
     """
     _check_choice("sam_method", args.sam_method, ["none", *METHODS])
     _check_choice("sam_batch_norm", args.sam_batch_norm, BATCH_NORM_MODES)
-    _check_choice("sam_rho_schedule", args.sam_rho_schedule, RHO_SCHEDULES)
+    if args.sam_rho_schedule is not None:
+        _check_choice("sam_rho_schedule", args.sam_rho_schedule, RHO_SCHEDULES)
     if args.sam_rho is not None:
         _check_number("sam_rho", args.sam_rho, "a finite number >= 0", lambda rho: 0 <= rho < math.inf)
     _check_number("sam_p", args.sam_p, "a number p with 1 < p <= inf", lambda p: p > 1)
@@ -54,8 +55,22 @@ def check_sam_arguments(args: SAMArguments) -> None:
         _check_for_method(args, METHODS[args.sam_method])
 
 
+def schedule_of(args: SAMArguments, method: Any) -> str:
+    """
+    `sam_rho_schedule`; where none is given, `"auto"` for a radius that nobody chose. Not for methods whose ρ is no
+    length or that go along the momentum: a share of the last step is little to either.
+    """
+    if args.sam_rho_schedule is not None:
+        return args.sam_rho_schedule
+    applies = method.perturbs and method.radius_is_a_length and not method.perturbs_by_momentum and args.sam_p == 2
+    return "auto" if applies and args.sam_rho is None else "constant"
+
+
 def _check_auto(args: SAMArguments, method: Any) -> None:
-    asked = 'sam_rho_schedule="auto" makes the radius a share of the length of the optimizer\'s last step'
+    asked = (
+        'sam_rho_schedule="auto", the default without sam_rho, makes the radius a share of the length of the '
+        "optimizer's last step"
+    )
     if args.sam_rho not in (None, 0):
         raise ValueError(f"sam_rho={args.sam_rho!r} is not allowed: {asked}. Leave sam_rho out, or the schedule.")
     if args.sam_rho_min != 0:
@@ -127,7 +142,7 @@ def _check_for_method(args: SAMArguments, method: Any) -> None:
                 f"{item.name}={getattr(args, item.name)!r} is not allowed with sam_method={method.name!r}: {reason}. "
                 "Leave it out."
             )
-    if args.sam_rho_schedule == "auto":
+    if schedule_of(args, method) == "auto":
         _check_auto(args, method)
     rho = method.default_rho if args.sam_rho is None else args.sam_rho
     if method.perturbs and args.sam_rho != 0 and args.sam_rho_min > rho:

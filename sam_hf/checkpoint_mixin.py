@@ -10,7 +10,8 @@ from transformers.utils import logging
 
 from .checkpoints import last_whole_checkpoint, load_state, load_tensors, save_state, save_tensors, tensors_path
 from .gradients import is_fsdp
-from .method_runner import MethodRunner, follows_steps
+from .method_runner import MethodRunner
+from .schedules import follows_steps
 from .targets import plain_name
 from .training_args import method_class
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .first_moment import check_keeps_first_moment
 from .methods import Method
 from .norms import local
+from .schedules import follows_steps
 from .step_length import StepLength
 from .training_args import SAMArguments, method_class
 
@@ -126,11 +127,6 @@ class MethodRunner:
             if parameter is None or local(parameter).shape != tensor.shape:
                 raise ValueError(f"{key!r} is of another model")
             method.tensors.setdefault(slot, {})[parameter] = tensor.to(parameter.device)
-
-
-def follows_steps(args: SAMArguments) -> bool:
-    """The radius is a share of the optimizer's last step."""
-    return args.sam_rho_schedule == "auto" and args.sam_rho != 0
 
 
 def _named(names: Mapping[Tensor, str], optimizer: Any) -> dict[Tensor, str]:

@@ -14,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from .argument_checks import schedule_of
 from .schedules import AUTO_SHARE, rho_of
 from .training_args import SAMArguments, method_class
 
@@ -93,7 +94,7 @@ def _snippet(trainer: Any) -> str:
 
     args, method = trainer.sam_args, method_class(trainer.sam_args)
     given = f'"out", sam_method="{args.sam_method}"'
-    if args.sam_rho_schedule == "auto":
+    if schedule_of(args, method) == "auto":
         given += ', sam_rho_schedule="auto"'
     elif method.perturbs:
         given += f", sam_rho={rho_of(args):g}"
@@ -220,7 +221,7 @@ def _without_nameless_data(metadata: dict[str, Any], text: str) -> str:
 
 
 def _radius(args: Any) -> str:
-    rho, schedule = f"{rho_of(args):g}", args.sam_rho_schedule
+    rho, schedule = f"{rho_of(args):g}", schedule_of(args, method_class(args))
     return {
         "constant": rho,
         "linear": f"{rho}, linear to {args.sam_rho_min:g}",

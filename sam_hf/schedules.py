@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .argument_checks import schedule_of
+from .methods import Method
 from .training_args import SAMArguments, method_class
 
 # The radius of the schedule "auto", as a share of the length of the optimizer's last step
@@ -45,9 +47,22 @@ def progress_at(update: int, total: int) -> float:
     return min(1.0, update / max(1, total - 1))
 
 
+def follows_steps(args: SAMArguments) -> bool:
+    """The radius is a share of the optimizer's last step."""
+    return args.sam_method != "none" and args.sam_rho != 0 and schedule_of(args, method_class(args)) == "auto"
+
+
 def rho_of(args: SAMArguments) -> float:
     """ρ before any schedule: the one given, or the method's default; `0.0` for a method that has none."""
     return float(method_class(args).default_rho or 0.0) if args.sam_rho is None else args.sam_rho
+
+
+def default_radius(method: type[Method]) -> str:
+    """In words, for tables: the radius of a run that gives none."""
+    if not method.perturbs:
+        return "no radius"
+    follows = follows_steps(SAMArguments(sam_method=method.name))
+    return f"auto; {method.default_rho} with another schedule" if follows else str(method.default_rho)
 
 
 def radius_at(
@@ -70,7 +85,7 @@ def radius_at(
     if not method_class(args).perturbs:
         return 0.0
     rho = rho_of(args)
-    low, schedule = args.sam_rho_min, args.sam_rho_schedule
+    low, schedule = args.sam_rho_min, schedule_of(args, method_class(args))
     if schedule == "auto":
         return 0.0 if step_length is None or args.sam_rho == 0 else AUTO_SHARE * step_length
     if schedule == "linear":

@@ -25,14 +25,16 @@ class SAMArguments:
             variants of it: `"asam"`, `"gsam"`, `"wsam"`, `"fsam"`, `"vasso"`, `"looksam"`, `"msam"`, and for LoRA
             adapters `"nbar"`.
         sam_rho (`float`, *optional*):
-            Radius ρ ≥ 0 of the ball in which the loss is maximised, in the units of the weights. `None` takes the
-            method's published default (0.05 for `"sam"`, 0.5 for `"asam"`); short finetuning usually wants 0.003 to
-            0.02. `0` is plain training, bit for bit and at its cost.
-        sam_rho_schedule (`str`, *optional*, defaults to `"constant"`):
+            Radius ρ ≥ 0 of the ball in which the loss is maximised, in the units of the weights; short finetuning
+            usually wants 0.003 to 0.02. `None` leaves it to the schedule `"auto"`, or beside another schedule, with
+            `sam_p`, and for `"asam"` and `"msam"` takes the method's published default (0.05 for `"sam"`, 0.5 for
+            `"asam"`). `0` is plain training, bit for bit and at its cost.
+        sam_rho_schedule (`str`, *optional*):
             How ρ changes over training: `"constant"`; `"linear"` and `"cosine"` fall from ρ to `sam_rho_min`;
             `"lr"` follows the learning rate between the two; `"warmup"` rises from 0 to ρ. `"auto"` needs no ρ: it is
             a tenth of the length of the optimizer's last step, ‖w_t − w_{t−1}‖₂, and the first update is plain. It
-            takes no `sam_rho` (but 0), `sam_rho_min` or `sam_p`.
+            takes no `sam_rho` (but 0), `sam_rho_min` or `sam_p`. `None` is `"constant"` with a `sam_rho`, and
+            `"auto"` without where it applies (see `sam_rho`).
         sam_rho_min (`float`, *optional*, defaults to `0.0`):
             Where the schedules `"linear"`, `"cosine"` and `"lr"` end, at most ρ.
         sam_rho_warmup_ratio (`float`, *optional*, defaults to `0.1`):
@@ -90,12 +92,17 @@ class SAMArguments:
     sam_rho: float | None = field(
         default=None,
         metadata={
-            "help": "Radius rho >= 0 of the perturbation. Default: the method's own (sam 0.05). Short finetuning "
-            "usually wants 0.003 to 0.02; 0 is plain training."
+            "help": "Radius rho >= 0 of the perturbation; short finetuning usually wants 0.003 to 0.02, and 0 is "
+            "plain training. Default: left to sam_rho_schedule auto, or the published one where that does not apply."
         },
     )
-    sam_rho_schedule: str = field(
-        default="constant", metadata={"help": "How rho changes over training.", "choices": list(RHO_SCHEDULES)}
+    sam_rho_schedule: str | None = field(
+        default=None,
+        metadata={
+            "help": "How rho changes over training; auto follows the optimizer's steps and needs no rho. Default: "
+            "constant with a sam_rho, auto without.",
+            "choices": list(RHO_SCHEDULES),
+        },
     )
     sam_rho_min: float = field(
         default=0.0, metadata={"help": "Where the rho schedules linear, cosine and lr end; at most rho."}

@@ -35,13 +35,13 @@ def compare(argv: list[str]) -> None:
 def methods(argv: list[str]) -> None:
     """Print the table of methods."""
     from ..methods import METHODS
+    from ..schedules import default_radius
 
     _takes_nothing("methods", argv)
     rows = [("sam_method", "passes", "default rho", "own parameters", "what it does")]
     for name, method in METHODS.items():
         own = ", ".join(f"{option}={given.default}" for option, given in method.options.items())
-        rho = str(method.default_rho) if method.perturbs else "no radius"
-        rows.append((name, method.cost.passes, rho, own, f"{method.summary} {method.paper}"))
+        rows.append((name, method.cost.passes, default_radius(method), own, f"{method.summary} {method.paper}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

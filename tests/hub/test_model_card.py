@@ -111,7 +111,7 @@ def test_the_snippet_runs(trained, card_of, monkeypatch, tmp_path):
 
 
 def test_a_radius_that_follows_the_steps_is_no_number(trained, card_of):
-    text = card_of(trained(sam_rho=None, sam_rho_schedule="auto")).text
+    text = card_of(trained(sam_rho=None)).text
     assert "| radius ρ | 0.1 of the length of the optimizer's last step |" in text
     assert 'sam_method="sam", sam_rho_schedule="auto")' in text
 
@@ -149,8 +149,8 @@ def test_every_method(name):
     rows = facts(trainer)
     assert rows["method"] == f"[{method.title}]({method.paper}), `{name}`"
     assert rows["passes an update (plain training: 1)"] == method.cost.passes
-    assert ("radius ρ" in rows) == (method.default_rho is not None)
-    assert rows.get("radius ρ") == (None if method.default_rho is None else f"{method.default_rho:g}")
+    published = {"asam": "0.5", "msam": "0.05", "nbar": None}
+    assert rows.get("radius ρ") == published.get(name, "0.1 of the length of the optimizer's last step")
     assert ("norm p" in rows) == ("sam_p" not in method.refuses)
     assert set(method.options) <= {row.strip("`") for row in rows}
     assert ("`sam_interval`" in rows) == (name == "looksam")

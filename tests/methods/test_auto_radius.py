@@ -10,7 +10,7 @@ from transformers import Trainer
 
 from sam_hf import SAMArguments
 from sam_hf.methods import METHODS
-from sam_hf.schedules import AUTO_SHARE
+from sam_hf.schedules import AUTO_SHARE, follows_steps
 from sam_hf.step_length import StepLength
 
 AUTO = {"sam_rho_schedule": "auto"}
@@ -62,6 +62,35 @@ def test_every_method_whose_radius_is_a_length(tmp_path, method):
     assert radii(trainer) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("options", "follows"),
+    [
+        ({}, True),
+        ({"sam_method": "looksam"}, True),
+        ({"sam_rho": 0.05}, False),
+        ({"sam_rho": 0}, False),
+        ({"sam_rho_schedule": "constant"}, False),
+        ({"sam_rho_schedule": "lr", "sam_rho_min": 0.01}, False),
+        ({"sam_p": float("inf")}, False),
+        ({"sam_method": "asam"}, False),
+        ({"sam_method": "msam"}, False),
+        ({"sam_method": "nbar"}, False),
+        ({"sam_method": "none"}, False),
+    ],
+    ids=str,
+)
+def test_where_nobody_chose_a_radius(options, follows):
+    assert follows_steps(SAMArguments(**options)) == follows
+
+
+def test_a_radius_that_is_chosen_later_is_kept(tmp_path):
+    """As a hyperparameter search does: the schedule is read when training runs."""
+    trainer = trainer_of(perceptron(), points(24), tmp_path, sam_rho=None)
+    trainer.args.sam_rho = 0.03
+    trainer.train()
+    assert radii(trainer) == [0.03] * 6
+
+
 def test_radius_zero_is_plain_training(tmp_path):
     plain, auto = perceptron(), perceptron()
     trained(plain, points(24), tmp_path, trainer_class=Trainer)
@@ -95,7 +124,7 @@ def test_a_step_without_gradients_is_none():
     ("options", "message"),
     [
         ({"sam_rho": 0.05}, "sam_rho=0.05 is not allowed"),
-        ({"sam_rho_min": 0.01}, "sam_rho_min=0.01 is not allowed"),
+        ({"sam_rho_min": 0.01}, "sam_rho_min=0.01 is not allowed: .*, the default without sam_rho"),
         ({"sam_p": float("inf")}, "sam_p=inf is not allowed"),
         ({"sam_method": "asam"}, "not allowed with sam_method='asam'"),
         ({"sam_method": "nbar"}, "not allowed with sam_method='nbar'"),

@@ -107,9 +107,9 @@ def test_looksam_takes_its_second_pass_every_fifth_update_unless_told_otherwise(
     assert_agree(tmp_path, "looksam", interval=5, trainer_options={"sam_interval": None})
 
 
-@pytest.mark.parametrize(("method", "rho"), [("sam", 0.05), ("asam", 0.5)])
-def test_published_radius_by_default(tmp_path, method, rho):
-    assert_agree(tmp_path, method, rho=rho, trainer_options={"sam_rho": None})
+@pytest.mark.parametrize(("method", "schedule", "rho"), [("sam", "constant", 0.05), ("asam", None, 0.5)])
+def test_published_radius_where_none_follows_the_steps(tmp_path, method, schedule, rho):
+    assert_agree(tmp_path, method, rho=rho, trainer_options={"sam_rho": None, "sam_rho_schedule": schedule})
 
 
 # Examples of the ascent gradient: inside the one micro-batch; whole micro-batches, others without an ascent pass; one

@@ -32,7 +32,7 @@ def assert_snippet_runs(card: ModelCard, *classes: type) -> None:
     exec(code.replace('"out"', '"out", use_cpu=True, bf16=False'), names)  # TRL's default needs a GPU
     made = names[f"SAM{classes[0].__name__}"]
     assert issubclass(made, SAMMixin) and issubclass(made, classes[0])
-    assert isinstance(names["args"], classes[1]) and names["args"].sam_rho == 0.05
+    assert isinstance(names["args"], classes[1]) and names["args"].sam_rho_schedule == "auto"
 
 
 def test_sft(tmp_path):
