@@ -33,12 +33,14 @@ class ImageArguments(DataArguments):
             raise UsageError(f"horizontal_flip={self.horizontal_flip} is not allowed: it must be from 0 to 1")
 
 
-def main(argv: list[str] | None = None) -> None:
+def argument_types() -> list[type]:
     from sam_hf import SAMTrainingArguments
 
-    data, model_arguments, args = parse_arguments(
-        [ImageArguments, ModelArguments, SAMTrainingArguments], sys.argv[1:] if argv is None else argv, __doc__
-    )
+    return [ImageArguments, ModelArguments, SAMTrainingArguments]
+
+
+def main(argv: list[str] | None = None) -> None:
+    data, model_arguments, args = parse_arguments(argument_types(), sys.argv[1:] if argv is None else argv, __doc__)
 
     from transformers import AutoImageProcessor, AutoModelForImageClassification, set_seed
 

@@ -17,12 +17,14 @@ class TextArguments(DataArguments):
     max_seq_length: int = option(128, "Longer texts are cut to this many tokens.")
 
 
-def main(argv: list[str] | None = None) -> None:
+def argument_types() -> list[type]:
     from sam_hf import SAMTrainingArguments
 
-    data, model_arguments, args = parse_arguments(
-        [TextArguments, ModelArguments, SAMTrainingArguments], sys.argv[1:] if argv is None else argv, __doc__
-    )
+    return [TextArguments, ModelArguments, SAMTrainingArguments]
+
+
+def main(argv: list[str] | None = None) -> None:
+    data, model_arguments, args = parse_arguments(argument_types(), sys.argv[1:] if argv is None else argv, __doc__)
 
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, set_seed
 

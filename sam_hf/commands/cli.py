@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from argparse import Action
+from argparse import Action, ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
@@ -13,6 +13,13 @@ from typing import Any
 
 class UsageError(Exception):
     """Wrong use: the message, one line, says what was given and what is allowed."""
+
+
+class PlainParser(ArgumentParser):
+    """A parser of standard options, with errors as `UsageError`."""
+
+    def error(self, message: str) -> Any:
+        raise UsageError(message)
 
 
 def run(main: Callable[[], Any]) -> None:
@@ -35,7 +42,7 @@ def parse_arguments(dataclass_types: Sequence[type], argv: Sequence[str], descri
     """
     from .help import Parser
 
-    parser = Parser(dataclass_types, description=description, allow_abbrev=False)
+    parser = Parser(dataclass_types, description=description)
     config, rest = _split_config(list(argv))
     if "--help_all" in rest:
         print(parser.format_help(everything=True))

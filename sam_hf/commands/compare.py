@@ -13,16 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli import UsageError, run
+from .cli import PlainParser, UsageError, run
 
 if TYPE_CHECKING:
     from ..compare.plan import Plan, Run
     from ..compare.records import Records
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UsageError(message)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+def make_parser() -> PlainParser:
+    parser = PlainParser(
         prog="sam-hf compare",
         description=__doc__,
         allow_abbrev=False,
@@ -66,7 +61,11 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dry_run", action="store_true", help="list the runs and stop")
     parser.add_argument("--retry", action="store_true", help="run failed ones again")
     parser.add_argument("--keep_models", action="store_true", help="leave the trained weights in OUTPUT_DIR/models")
-    options = parser.parse_args(list(argv))
+    return parser
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    options = make_parser().parse_args(list(argv))
     for name in ("jobs", "threads"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UsageError(f"--{name} {getattr(options, name)} is not allowed: it must be at least 1")

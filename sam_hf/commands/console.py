@@ -32,6 +32,12 @@ def compare(argv: list[str]) -> None:
     main(argv)
 
 
+def completion(argv: list[str]) -> None:
+    from .completion import main
+
+    main(argv)
+
+
 def methods(argv: list[str]) -> None:
     """Print the table of methods."""
     from ..methods import METHODS
@@ -62,6 +68,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     **{name: (summary, partial(_recipe, name)) for name, summary in RECIPES.items()},
     "sharpness": ("Measure the sharpness of a checkpoint, or of two.", sharpness),
     "compare": ("Compare methods on your own data, over seeds and label noise.", compare),
+    "completion": ("Print a script with which the shell completes what you type.", completion),
     "methods": ("Print the table of methods.", methods),
     "env": ("Print versions and hardware, for a bug report.", env),
 }

@@ -27,7 +27,7 @@ class Parser(HfArgumentParser):
     """[`~transformers.HfArgumentParser`] with `--config`, a readable help and errors as `UsageError`."""
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, allow_abbrev=False, **kwargs)
         self.add_argument("--config", metavar="FILE", help="YAML file of options; options given beside it win.")
         self.add_argument("--help_all", action="store_true", help="Show every option of TrainingArguments too.")
 

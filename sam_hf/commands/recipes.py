@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
 RECIPES = {
     "text": "Finetune on text, one sentence or a pair.",
@@ -18,4 +19,13 @@ def recipe_main(name: str) -> Callable[[list[str] | None], None]:
     Args:
         name (`str`): one of `RECIPES`.
     """
-    return import_module(f"sam_hf.recipes.finetune_{name}").main
+    return _module(name).main
+
+
+def recipe_argument_types(name: str) -> list[type]:
+    """The three dataclasses that the recipe's options are fields of: of the data, the model and the training."""
+    return _module(name).argument_types()
+
+
+def _module(name: str) -> Any:
+    return import_module(f"sam_hf.recipes.finetune_{name}")

@@ -55,12 +55,14 @@ class Report:
             os.replace(unfinished, self.path)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def argument_types() -> list[type]:
     from .sharpness_arguments import MeasuredExamples, MeasuredModels, Measurements
 
-    models, data, wanted = parse_arguments(
-        [MeasuredModels, MeasuredExamples, Measurements], sys.argv[1:] if argv is None else argv, __doc__ or ""
-    )
+    return [MeasuredModels, MeasuredExamples, Measurements]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    models, data, wanted = parse_arguments(argument_types(), sys.argv[1:] if argv is None else argv, __doc__ or "")
 
     from accelerate import PartialState
 

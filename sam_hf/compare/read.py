@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..commands.cli import UsageError, parse_arguments, read_yaml
-from ..commands.recipes import RECIPES, recipe_main
+from ..commands.recipes import RECIPES, recipe_argument_types
 from .compute import with_twins
 from .isolation import own_globals
 from .plan import Plan, Run, Selection, Variant, choices_of, describe, refuse_own_options, without_own_options
@@ -78,12 +78,7 @@ def _variants(content: Mapping[str, Any], select: Selection | None, path: str) -
 
 def _parsed(plan: Plan) -> Any:
     """A function that gives the recipe's three argument objects for options, or the error the recipe would give."""
-    from .. import SAMTrainingArguments
-    from ..commands.arguments import DataArguments, ModelArguments
-
-    scope = recipe_main(plan.recipe).__globals__.values()
-    data_arguments = next(c for c in scope if isinstance(c, type) and DataArguments in c.__mro__[1:])
-    types = [data_arguments, ModelArguments, SAMTrainingArguments]
+    types = recipe_argument_types(plan.recipe)
 
     def parse(run: Run) -> tuple[Any, ...]:
         with tempfile.TemporaryDirectory() as folder:
