@@ -6,7 +6,6 @@ import json
 import sys
 from argparse import Action, ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
@@ -93,15 +92,12 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 
 def _config_options(path: str, known: list[str], actions: Mapping[str, Action]) -> list[str]:
-    from ..training_args import SAMArguments
-
-    read_as_json = {field.name for field in fields(SAMArguments)}
     options: list[str] = []
     for key, value in read_yaml(path).items():
         if f"--{key}" not in known or key == "config":
             raise UsageError(f"{path}: {_unknown(str(key), known)}")
         if isinstance(value, list):
-            options += _list_option(path, key, value, actions[key].nargs is not None, key in read_as_json)
+            options += _list_option(path, key, value, actions[key])
         elif isinstance(value, bool) and "no" in (actions[key].choices or ()):
             options.append(f"--{key}={'yes' if value else 'no'}")  # YAML reads `eval_strategy: no` as false
         elif value is not None:
@@ -109,10 +105,12 @@ def _config_options(path: str, known: list[str], actions: Mapping[str, Action]) 
     return options
 
 
-def _list_option(path: str, key: str, value: list[Any], takes_words: bool, reads_json: bool) -> list[str]:
-    if not takes_words and reads_json:
-        return [f"--{key}={json.dumps(value)}"]
-    if not takes_words and len(value) > 1:
+def _list_option(path: str, key: str, value: list[Any], action: Action) -> list[str]:
+    from .help import WordOrList
+
+    if isinstance(action, WordOrList):
+        return [f"--{key}={json.dumps(value)}"]  # a list of one word is not that word
+    if action.nargs is None and len(value) > 1:
         raise UsageError(f"{path}: {key} takes one value: {json.dumps(value)} holds {len(value)}")
     return [f"--{key}", *map(str, value)] if value else []
 

@@ -1,10 +1,16 @@
-"""A parser whose help fits a person: this package's options and the common ones of Trainer, in titled groups."""
+"""
+The parser of dataclasses: its help fits a person (this package's options and the common ones of Trainer, in titled
+groups), and it takes lists where `HfArgumentParser` takes one word of them.
+"""
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
+from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any, get_args, get_type_hints
 
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -23,13 +29,39 @@ _COMMON = (
 ).split()
 
 
+class WordOrList(argparse.Action):
+    """Of an option that is a `str | list[str]`: one word is that word; several are a list, and so is one in JSON."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values if len(values) > 1 else _decoded(values[0]))
+
+
+def _decoded(word: str) -> str | list[str]:
+    try:
+        value = json.loads(word)
+    except ValueError:
+        return word
+    return value if isinstance(value, list) and all(isinstance(entry, str) for entry in value) else word
+
+
 class Parser(HfArgumentParser):
     """[`~transformers.HfArgumentParser`] with `--config`, a readable help and errors as `UsageError`."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+    def __init__(self, dataclass_types: Sequence[Any], **kwargs):
+        self._words_or_lists = {
+            f"--{name}"
+            for kind in dataclass_types
+            for name, hint in get_type_hints(kind).items()
+            if {str, list[str]} <= set(get_args(hint))
+        }
+        super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
         self.add_argument("--config", metavar="FILE", help="YAML file of options; options given beside it win.")
         self.add_argument("--help_all", action="store_true", help="Show every option of TrainingArguments too.")
+
+    def add_argument(self, *names, **kwargs):
+        if names[0] in self._words_or_lists:
+            kwargs |= {"action": WordOrList, "nargs": "+"}
+        return super().add_argument(*names, **kwargs)
 
     def error(self, message):
         raise UsageError(message)

@@ -59,6 +59,51 @@ def test_list_for_an_option_of_one_word(config, text, expected):
     assert args.report_to == []
 
 
+TWO = ["tensorboard", "trackio"]
+
+
+@pytest.mark.parametrize(
+    "text, words, expected",
+    [
+        ("seed: 1", ["--report_to", *TWO, "--do_train"], TWO),
+        ("seed: 1", ["--report_to", "tensorboard"], ["tensorboard"]),
+        ("report_to: [tensorboard, trackio]", [], TWO),
+        ("report_to: [tensorboard]", [], ["tensorboard"]),
+        ("report_to: tensorboard", [], ["tensorboard"]),
+        ("report_to: []", [], []),
+        ("report_to: [tensorboard, trackio]", ["--report_to", "none"], []),
+        ("report_to: none", ["--report_to", *TWO], TWO),
+    ],
+)
+def test_several_trackers(config, text, words, expected):
+    args = parse("--config", config(f"model_name_or_path: folder\n{text}\n"), *words)[2]
+    assert args.report_to == expected
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["attention"], "attention"),  # a regular expression for whole names
+        (["[qk].*"], "[qk].*"),
+        (["query", "value"], ["query", "value"]),  # parts of names
+        (['["query"]'], ["query"]),
+    ],
+)
+def test_modules_as_a_word_or_a_list(words, expected):
+    args = parse("--model_name_or_path", "folder", "--optim_target_modules", *words)[2]
+    assert args.optim_target_modules == expected
+
+
+def test_several_suffixes_of_perturbed_modules():
+    args = parse("--model_name_or_path", "folder", "--sam_target_modules", "query", "value")[2]
+    assert args.sam_target_modules == ["query", "value"]
+
+
+def test_a_list_of_one_in_a_config_stays_a_list(config):
+    path = config("model_name_or_path: folder\noptim_target_modules: [query]\n")
+    assert parse("--config", path)[2].optim_target_modules == ["query"]
+
+
 def test_config_with_an_equals_sign(config):
     assert parse("--config=" + config("model_name_or_path: folder\nseed: 5\n"))[2].seed == 5
 
@@ -70,7 +115,7 @@ def test_config_with_an_equals_sign(config):
         ("qqqqqq: 1", "unknown option qqqqqq: see --help"),
         ("- sam_rho", "must hold"),
         ("sam_rho: [1", "cannot be read"),
-        ("report_to: [wandb, tensorboard]", 'report_to takes one value: ["wandb", "tensorboard"] holds 2'),
+        ("project: [one, other]", 'project takes one value: ["one", "other"] holds 2'),
     ],
 )
 def test_config_that_cannot_be_used(config, text, message):
