@@ -86,10 +86,10 @@ def make(tmp_path):
 
 
 @pytest.fixture
-def run_command(tmp_path):
+def start_command(tmp_path):
     """A program in a process of its own, turned to `hub` as a user does it: by environment variables."""
 
-    def run(words, url: str, token: str | None) -> subprocess.CompletedProcess:
+    def start(words, url: str, token: str | None) -> subprocess.Popen:
         dropped = ("HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
         environment = {key: value for key, value in os.environ.items() if key not in dropped}
         environment |= {
@@ -106,6 +106,21 @@ def run_command(tmp_path):
             words = [sys.executable, "-m", "huggingface_hub.cli.hf", *words[1:]]
         elif words[0].endswith(".py"):
             words = [sys.executable, str(REPOSITORY / words[0]), *words[1:]]
-        return subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
+        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+    return start
+
+
+@pytest.fixture
+def run_command(start_command):
+    """The same to its end."""
+
+    def run(words, url: str, token: str | None) -> subprocess.CompletedProcess:
+        with start_command(words, url, token) as process:
+            try:
+                out, err = process.communicate(timeout=120)
+            finally:
+                process.kill()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     return run

@@ -10,7 +10,7 @@ import json
 import re
 import secrets
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -36,6 +36,15 @@ class Fault:
             return False
         self.times -= 1
         return True
+
+
+@dataclass
+class Stall:
+    """The first request that matches is read up to its middle (`reached`), and broken off when that is `released`."""
+
+    path: str
+    reached: threading.Event = field(default_factory=threading.Event)
+    released: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass
@@ -69,6 +78,7 @@ class LoopbackHub:
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
         self.held: list[tuple[str, threading.Event]] = []
+        self.stalls: list[Stall] = []
         self.url = ""
 
     def __enter__(self) -> LoopbackHub:
@@ -92,6 +102,11 @@ class LoopbackHub:
         event = threading.Event()
         self.held.append((path, event))
         return event
+
+    def stall(self, path: str) -> Stall:
+        """Stop reading in the middle of the first upload that matches."""
+        self.stalls.append(Stall(path))
+        return self.stalls[-1]
 
     def heal(self) -> None:
         self.faults.clear()
@@ -123,9 +138,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         url = urlsplit(self.path)
-        body = self._body()
+        stall = next((s for s in self.hub.stalls if re.search(s.path, url.path) and not s.reached.is_set()), None)
+        body = self._body() if stall is None else self._half_of_body()
         request = Request(self.command, url.path, {k.lower(): v for k, v in self.headers.items()}, body)
         self.hub.requests.append(request)
+        if stall is not None:
+            stall.reached.set()
+            stall.released.wait(60)
+            self.close_connection = True
+            return
         for path, event in self.hub.held:
             if re.search(path, request.path):
                 event.wait(60)
@@ -152,6 +173,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.readline()
             return b"".join(parts)
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def _half_of_body(self) -> bytes:
+        return self.rfile.read(int(self.headers["Content-Length"]) // 2)
 
     def _answer(self, request: Request, query: dict[str, list[str]]) -> Answer:
         try:

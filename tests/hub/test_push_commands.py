@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 import torch
 from hub_checks import assert_no_secret
 from loopback_hub import LoopbackHub
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
 from sam_hf.commands import cli
 
@@ -23,8 +25,6 @@ TEXTS = ["good film", "bad plot", "a fine film", "the awful plot", "great plot",
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> dict[str, Path]:
     """A tiny checkpoint and a file of examples."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
     folder = tmp_path_factory.mktemp("inputs")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({word for text in TEXTS for word in text.split()})]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
@@ -55,6 +55,15 @@ def options(inputs, tmp_path) -> list[str]:
 
 
 @pytest.fixture
+def wide_model(inputs, tmp_path) -> Path:
+    """A checkpoint of 17 MB, more than a connection takes in before it is read at the other end."""
+    folder = tmp_path / "wide"
+    BertModel(BertConfig.from_pretrained(inputs["model"], intermediate_size=1 << 18)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(inputs["model"]).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
 def finetune(run_command, options):
     def run(hub_url: str, token: str | None, *more):
         return run_command(["scripts/finetune_text.py", *options, *more], hub_url, token)
@@ -79,6 +88,13 @@ def finetune_here(options, capsys):
     return run
 
 
+def assert_same_logits(*checkpoints: str | Path) -> None:
+    """With the tokenizer of the first, bit for bit."""
+    text = AutoTokenizer.from_pretrained(checkpoints[0])("a good film", return_tensors="pt")
+    first, second = (AutoModelForSequenceClassification.from_pretrained(name)(**text).logits for name in checkpoints)
+    assert torch.equal(first, second)
+
+
 def test_push(hub, finetune, tmp_path, connect):
     options = ["--hub_token", hub.token, "--hub_private_repo", "true", "--hub_strategy", "checkpoint"]
     options += ["--save_strategy", "epoch", "--label_noise", "0.25"]
@@ -95,14 +111,34 @@ def test_push(hub, finetune, tmp_path, connect):
     assert_no_secret(hub, tmp_path / "reviews", tmp_path / "hf_home")
 
     connect(hub.url, hub.token)
-    text = AutoTokenizer.from_pretrained("tester/reviews")("a good film", return_tensors="pt")
-    loaded, local = (
-        AutoModelForSequenceClassification.from_pretrained(n) for n in ("tester/reviews", tmp_path / "reviews")
-    )
-    assert torch.equal(loaded(**text).logits, local(**text).logits)
+    assert_same_logits("tester/reviews", tmp_path / "reviews")
     card = hub.files("reviews")["README.md"].decode()
     assert "| label noise | 25% of the training labels replaced by another class (6 labels) |" in card
     assert str(tmp_path) not in card and str(Path(sys.prefix)) not in card
+
+
+def test_the_same_command_after_a_kill_in_the_middle_of_an_upload(
+    hub, start_command, run_command, options, wide_model, connect, tmp_path
+):
+    words = ["scripts/finetune_text.py", *options, "--model_name_or_path", wide_model, "--hub_token", hub.token]
+    words += ["--save_strategy", "epoch", "--num_train_epochs", "2"]
+    stall = hub.stall("/lfs/")
+    with start_command(words, hub.url, None) as killed:
+        assert stall.reached.wait(60)
+        killed.kill()
+    stall.released.set()
+    assert killed.returncode == -signal.SIGKILL
+    assert set(hub.files("reviews")) == {".gitattributes"} and "checkpoint-3" in os.listdir(tmp_path / "reviews")
+
+    done = run_command(words, hub.url, None)
+    assert done.returncode == 0, done.stderr
+    pushed, output = hub.files("reviews"), tmp_path / "reviews"
+    assert {"model.safetensors", "config.json", "tokenizer.json", "training_args.bin", "README.md"} <= set(pushed)
+    for name in set(pushed) - {".gitattributes"}:
+        assert pushed[name] == (output / name).read_bytes(), name
+    assert_no_secret(hub, output, tmp_path / "hf_home")
+    connect(hub.url, hub.token)
+    assert_same_logits("tester/reviews", output)
 
 
 def test_card_without_a_push(finetune_here, options, connect, tmp_path):
