@@ -25,8 +25,7 @@ def main(argv: list[str] | None = None) -> None:
         [PairArguments, ModelArguments, SAMSeq2SeqTrainingArguments], sys.argv[1:] if argv is None else argv, __doc__
     )
 
-    import numpy as np
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, DataCollatorForSeq2Seq, set_seed
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
 
     from sam_hf import SAMSeq2SeqTrainer
     from sam_hf.commands.card import card_arguments
@@ -34,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     from sam_hf.commands.lora import with_lora
     from sam_hf.commands.loss import TOKENS, loss_function
     from sam_hf.commands.models import from_checkpoint, model_path, starting_point
-    from sam_hf.commands.run import carry_out, find_checkpoint, load_metric, write_rows
+    from sam_hf.commands.run import carry_out, find_checkpoint, write_rows
 
     if args.do_predict and not args.predict_with_generate:
         raise UsageError("do_predict writes texts: it needs predict_with_generate")
@@ -59,49 +58,24 @@ def main(argv: list[str] | None = None) -> None:
                 remove_columns=splits[split].column_names,
             )
 
-    # With the model it also makes the decoder's input, which cannot come from labels once the loss has taken these
-    pad = DataCollatorForSeq2Seq(tokenizer, model=model)
-
-    def collate(examples):
-        # Without labels it gives `labels: None`, which Seq2SeqTrainer takes for labels
-        return {name: tensor for name, tensor in pad(examples).items() if tensor is not None}
-
-    def decoded(tokens):
-        # Padding: −100 in labels, and where batches of predictions are put together
-        return tokenizer.batch_decode(np.where(tokens < 0, tokenizer.pad_token_id, tokens), skip_special_tokens=True)
-
-    def compute_metrics(prediction):
-        return metric.compute(predictions=decoded(prediction.predictions), references=decoded(prediction.label_ids))
-
-    metric = load_metric("generated_text") if args.predict_with_generate else None
     trainer = SAMSeq2SeqTrainer(
         model=model,
         args=args,
         train_dataset=splits.get("train"),
         eval_dataset=splits.get("validation"),
         processing_class=tokenizer,
-        data_collator=collate,
+        data_collator=collator(tokenizer, model),
         compute_loss_func=loss_function(TOKENS, args.label_smoothing_factor),
-        compute_metrics=compute_metrics if args.predict_with_generate else None,
+        compute_metrics=metrics_of_texts(tokenizer) if args.predict_with_generate else None,
     )
     carry_out(
         trainer,
         resume_from,
         card_arguments(data, model_arguments, "text2text-generation"),
         splits.get("test"),
-        lambda path, tokens: write_rows(path, decoded(tokens)),
+        lambda path, tokens: write_rows(path, decoded(tokens, tokenizer)),
         save_model=model_arguments.save_final_model,
     )
-
-
-def tokenized(batch, tokenizer, data: PairArguments, source: str, target: str | None):
-    """What the model takes of the texts in the column `source`, with those of `target` as labels."""
-    texts = [data.source_prefix + text for text in batch[source]]
-    encoded = tokenizer(texts, truncation=True, max_length=data.max_source_length)
-    if target is not None:
-        labels = tokenizer(text_target=batch[target], truncation=True, max_length=data.max_target_length)
-        encoded["labels"] = labels["input_ids"]
-    return encoded
 
 
 def source_and_target(dataset, data: PairArguments, split: str) -> tuple[str, str | None]:
@@ -119,6 +93,49 @@ def source_and_target(dataset, data: PairArguments, split: str) -> tuple[str, st
         if name is not None and not all(isinstance(text, str) for text in dataset[name]):
             raise UsageError(f"the column {name} of the {split} split has something else than texts")
     return source, target
+
+
+def tokenized(batch, tokenizer, data: PairArguments, source: str, target: str | None):
+    """What the model takes of the texts in the column `source`, with those of `target` as labels."""
+    texts = [data.source_prefix + text for text in batch[source]]
+    encoded = tokenizer(texts, truncation=True, max_length=data.max_source_length)
+    if target is not None:
+        labels = tokenizer(text_target=batch[target], truncation=True, max_length=data.max_target_length)
+        encoded["labels"] = labels["input_ids"]
+    return encoded
+
+
+def collator(tokenizer, model):
+    """Pads, and makes the decoder's input, which cannot come from labels once the loss has taken these."""
+    from transformers import DataCollatorForSeq2Seq
+
+    pad = DataCollatorForSeq2Seq(tokenizer, model=model)
+
+    def collate(examples):
+        # Without labels it gives `labels: None`, which Seq2SeqTrainer takes for labels
+        return {name: tensor for name, tensor in pad(examples).items() if tensor is not None}
+
+    return collate
+
+
+def metrics_of_texts(tokenizer):
+    """A `compute_metrics` for Trainer, of what was generated."""
+    from sam_hf.commands.run import load_metric
+
+    metric = load_metric("generated_text")
+
+    def compute_metrics(prediction):
+        texts, references = (decoded(tokens, tokenizer) for tokens in (prediction.predictions, prediction.label_ids))
+        return metric.compute(predictions=texts, references=references)
+
+    return compute_metrics
+
+
+def decoded(tokens, tokenizer) -> list[str]:
+    import numpy as np
+
+    # Padding: −100 in labels, and where batches of predictions are put together
+    return tokenizer.batch_decode(np.where(tokens < 0, tokenizer.pad_token_id, tokens), skip_special_tokens=True)
 
 
 if __name__ == "__main__":

@@ -27,18 +27,13 @@ def main(argv: list[str] | None = None) -> None:
         [TagArguments, ModelArguments, SAMTrainingArguments], sys.argv[1:] if argv is None else argv, __doc__
     )
 
-    from transformers import (
-        AutoModelForTokenClassification,
-        AutoTokenizer,
-        DataCollatorForTokenClassification,
-        set_seed,
-    )
+    from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification, set_seed
 
     from sam_hf import SAMTrainer
     from sam_hf.commands.card import card_arguments
     from sam_hf.commands.lora import head_name, with_lora
     from sam_hf.commands.loss import TOKENS, loss_function
-    from sam_hf.commands.models import from_checkpoint, model_path, starting_point
+    from sam_hf.commands.models import from_checkpoint, model_path, outputs_named, starting_point
     from sam_hf.commands.run import carry_out, find_checkpoint, write_rows
     from sam_hf.commands.tags import load_tagged, tag_metrics_function, tags_of_words, tokenized
 
@@ -47,21 +42,9 @@ def main(argv: list[str] | None = None) -> None:
     path = model_path(model_arguments.model_name_or_path)
     splits, names = load_tagged(data, args, path, data.words_column, data.tags_column)
 
-    # Words come without the space before them, which tokenizers of bytes have in their tokens
-    tokenizer = from_checkpoint(AutoTokenizer, path, add_prefix_space=True)
-    if not tokenizer.is_fast:
-        raise UsageError(f"model_name_or_path={path}: its tokenizer cannot say which word a token is of")
-    tokenizer.padding_side = "right"  # predictions are read off from the left
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model = from_checkpoint(
-        AutoModelForTokenClassification,
-        starting_point(path, resume_from),
-        num_labels=len(names),
-        id2label=dict(enumerate(names)),
-        label2id={name: i for i, name in enumerate(names)},
-        ignore_mismatched_sizes=True,
-    )
+    tokenizer = load_tokenizer(path)
+    start = starting_point(path, resume_from)
+    model = from_checkpoint(AutoModelForTokenClassification, start, **outputs_named(names))
     model = with_lora(model, model_arguments, head=head_name(model) if model_arguments.lora_r else None)
     length = min(data.max_seq_length, tokenizer.model_max_length)
     first_tokens = []
@@ -94,6 +77,22 @@ def main(argv: list[str] | None = None) -> None:
         lambda path, scores: write_rows(path, tags_of_words(scores, first_tokens, names)),
         save_model=model_arguments.save_final_model,
     )
+
+
+def load_tokenizer(path: str):
+    """One that can say which word a token is of."""
+    from transformers import AutoTokenizer
+
+    from sam_hf.commands.models import from_checkpoint
+
+    # Words come without the space before them, which tokenizers of bytes have in their tokens
+    tokenizer = from_checkpoint(AutoTokenizer, path, add_prefix_space=True)
+    if not tokenizer.is_fast:
+        raise UsageError(f"model_name_or_path={path}: its tokenizer cannot say which word a token is of")
+    tokenizer.padding_side = "right"  # predictions are read off from the left
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 if __name__ == "__main__":

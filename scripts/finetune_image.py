@@ -42,13 +42,11 @@ def argument_types() -> list[type]:
 def main(argv: list[str] | None = None) -> None:
     data, model_arguments, args = parse_arguments(argument_types(), sys.argv[1:] if argv is None else argv, __doc__)
 
-    from transformers import AutoImageProcessor, AutoModelForImageClassification, set_seed
+    from transformers import AutoImageProcessor, set_seed
 
     from sam_hf import SAMTrainer
     from sam_hf.commands.card import card_arguments
-    from sam_hf.commands.image_format import ImageFormat
-    from sam_hf.commands.images import BrokenImageError, ImageTransform, check_images
-    from sam_hf.commands.lora import head_name, with_lora
+    from sam_hf.commands.images import BrokenImageError, check_images
     from sam_hf.commands.loss import loss_function
     from sam_hf.commands.models import from_checkpoint, model_path, starting_point
     from sam_hf.commands.run import carry_out, find_checkpoint, metrics_function, write_labels
@@ -57,27 +55,13 @@ def main(argv: list[str] | None = None) -> None:
     args.remove_unused_columns = False  # the transform needs the image column, which no model's forward names
     resume_from = find_checkpoint(args, model_arguments.overwrite_output_dir)
     path = model_path(model_arguments.model_name_or_path)
-    splits, scheme, replaced, columns = load_images(data, args, path)
+    encoded, scheme, replaced, columns = load_images(data, args, path)
 
     processor = from_checkpoint(AutoImageProcessor, path)
-    model = from_checkpoint(
-        AutoModelForImageClassification,
-        starting_point(path, resume_from),
-        num_labels=len(scheme.names),
-        id2label=dict(enumerate(scheme.names)),
-        label2id={name: i for i, name in enumerate(scheme.names)},
-        ignore_mismatched_sizes=True,
+    model, image_format = load_model(
+        starting_point(path, resume_from), scheme, processor, data.image_size, model_arguments
     )
-    image_format = ImageFormat.of(processor, model.config, data.image_size)
-    if data.image_size is not None:
-        check_image_size(model, image_format)
-        image_format.write_to(processor, model.config)
-    model = with_lora(model, model_arguments, head=head_name(model) if model_arguments.lora_r else None)
-    encoded = dict(splits)
-    augmentation = {"crop_scale_min": data.crop_scale_min, "horizontal_flip": data.horizontal_flip}
-    for split, column in columns.items():
-        transform = ImageTransform(image_format, column, label_column="labels", train=split == "train", **augmentation)
-        splits[split] = encoded[split].with_transform(transform)
+    splits = {split: as_tensors(encoded[split], columns[split], image_format, data, split) for split in encoded}
 
     trainer = SAMTrainer(
         model=model,
@@ -125,6 +109,23 @@ def load_images(data: ImageArguments, args, path: str):
     return splits, scheme, replaced, columns
 
 
+def load_model(path: str, scheme, processor, image_size: int | None, model_arguments: ModelArguments):
+    """The checkpoint at `path` with an output for each class, and with adapters on request; and what it takes in."""
+    from transformers import AutoModelForImageClassification
+
+    from sam_hf.commands.image_format import ImageFormat
+    from sam_hf.commands.lora import head_name, with_lora
+    from sam_hf.commands.models import from_checkpoint, outputs_named
+
+    model = from_checkpoint(AutoModelForImageClassification, path, **outputs_named(scheme.names))
+    image_format = ImageFormat.of(processor, model.config, image_size)
+    if image_size is not None:
+        check_image_size(model, image_format)
+        image_format.write_to(processor, model.config)
+    model = with_lora(model, model_arguments, head=head_name(model) if model_arguments.lora_r else None)
+    return model, image_format
+
+
 def check_image_size(model, image_format) -> None:
     """Refuse a size that the checkpoint cannot take, most often for its position embeddings."""
     import torch
@@ -135,6 +136,21 @@ def check_image_size(model, image_format) -> None:
     except (ValueError, RuntimeError, AssertionError) as error:
         height, width = image_format.crop
         raise UsageError(f"image_size: the checkpoint does not take {height}×{width}: {error}") from error
+
+
+def as_tensors(dataset, column: str, image_format, data: ImageArguments, split: str):
+    """`dataset` with its images decoded when they are asked for, those of training in random crops and mirrored."""
+    from sam_hf.commands.images import ImageTransform
+
+    transform = ImageTransform(
+        image_format,
+        column,
+        label_column="labels",
+        train=split == "train",
+        crop_scale_min=data.crop_scale_min,
+        horizontal_flip=data.horizontal_flip,
+    )
+    return dataset.with_transform(transform)
 
 
 if __name__ == "__main__":

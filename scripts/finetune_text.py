@@ -26,12 +26,11 @@ def argument_types() -> list[type]:
 def main(argv: list[str] | None = None) -> None:
     data, model_arguments, args = parse_arguments(argument_types(), sys.argv[1:] if argv is None else argv, __doc__)
 
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, set_seed
+    from transformers import AutoTokenizer, DataCollatorWithPadding, set_seed
 
     from sam_hf import SAMTrainer
     from sam_hf.commands.card import card_arguments
     from sam_hf.commands.data import load_labelled
-    from sam_hf.commands.lora import with_lora
     from sam_hf.commands.loss import loss_function
     from sam_hf.commands.models import from_checkpoint, model_path, starting_point
     from sam_hf.commands.run import carry_out, find_checkpoint, metrics_function, write_labels
@@ -44,19 +43,9 @@ def main(argv: list[str] | None = None) -> None:
     texts = text_columns(next(iter(splits.values())), data.text_column, data.text_pair_column)
 
     tokenizer = from_checkpoint(AutoTokenizer, path)
-    model = from_checkpoint(
-        AutoModelForSequenceClassification,
-        starting_point(path, resume_from),
-        num_labels=len(scheme.names),
-        problem_type=scheme.problem_type,
-        id2label=dict(enumerate(scheme.names)),
-        label2id={name: i for i, name in enumerate(scheme.names)},
-        ignore_mismatched_sizes=True,
-    )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
-    model = with_lora(model, model_arguments)
+    model = load_model(starting_point(path, resume_from), scheme, tokenizer, model_arguments)
     with args.main_process_first(desc="tokenizing"):
         for split in splits:
             splits[split] = tokenized(splits[split], tokenizer, texts, data.max_seq_length)
@@ -82,6 +71,19 @@ def main(argv: list[str] | None = None) -> None:
         replaced=replaced,
         save_model=model_arguments.save_final_model,
     )
+
+
+def load_model(path: str, scheme, tokenizer, model_arguments: ModelArguments):
+    """The checkpoint at `path` with an output for each label, and with adapters on request."""
+    from transformers import AutoModelForSequenceClassification
+
+    from sam_hf.commands.lora import with_lora
+    from sam_hf.commands.models import from_checkpoint, outputs_named
+
+    outputs = outputs_named(scheme.names)
+    model = from_checkpoint(AutoModelForSequenceClassification, path, problem_type=scheme.problem_type, **outputs)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return with_lora(model, model_arguments)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,16 @@ def starting_point(path: str, resume_from: str | None) -> str:
     """
     whole_model = resume_from is not None and (Path(resume_from) / "config.json").is_file()
     return resume_from if resume_from is not None and whole_model else path
+
+
+def outputs_named(names: Sequence[str]) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for an output a name, in a new head where the checkpoint's has another shape."""
+    return {
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+        "ignore_mismatched_sizes": True,
+    }
 
 
 def from_checkpoint(auto_class: Any, path: str, **kwargs: Any) -> Any:

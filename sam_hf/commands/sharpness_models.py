@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from .cli import UsageError
 from .labels import LabelScheme
-from .models import from_checkpoint, model_path
+from .models import from_checkpoint, model_path, outputs_named
 
 logger = logging.get_logger(__name__)
 
@@ -92,10 +92,7 @@ def load_model(checkpoint: Checkpoint, scheme: LabelScheme, seed: int) -> Any:
         auto,
         checkpoint.base,
         dtype=torch.float32,  # rounding of a lower precision hides curvature
-        num_labels=len(scheme.names),
-        id2label=dict(enumerate(scheme.names)),
-        label2id={name: i for i, name in enumerate(scheme.names)},
-        ignore_mismatched_sizes=True,
+        **outputs_named(scheme.names),
         output_loading_info=True,
     )
     if checkpoint.is_adapter:
