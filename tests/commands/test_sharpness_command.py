@@ -1,4 +1,4 @@
-"""`sam-hf sharpness`: its numbers against the exact Hessian and the library, two models, adapters, images, misuse."""
+"""`sam-hf sharpness`: its numbers against the exact Hessian and the library, two models, adapters, images."""
 
 from __future__ import annotations
 
@@ -11,61 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sharpness_runs import FEW, QUICK, save_bert
 
-from sam_hf.commands.cli import UsageError
 from sam_hf.commands.sharpness import main
 
 REPOSITORY = Path(__file__).parents[2]
-WORDS = ["good", "fine", "bad", "poor", "the", "film", "plot", "was"]
-QUICK = ["--use_cpu", "--disable_tqdm", "--max_examples", "10", "--batch_size", "4"]
-FEW = ["--trace_probes", "2", "--trace_sketch", "1", "--density_probes", "1", "--density_steps", "3"]
-
-
-def save_bert(folder: Path, seed: int = 0, names=("bad", "good"), **changes) -> Path:
-    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
-
-    folder.mkdir()
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
-    BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=16).save_pretrained(folder)
-    sizes = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 4}
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        max_position_embeddings=16,
-        initializer_range=0.5,
-        id2label=dict(enumerate(names)),
-        label2id={name: i for i, name in enumerate(names)},
-        **(sizes | changes),
-    )
-    torch.manual_seed(seed)
-    BertForSequenceClassification(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory) -> Path:
-    return save_bert(tmp_path_factory.mktemp("models") / "first")
-
-
-@pytest.fixture(scope="module")
-def reviews(tmp_path_factory) -> Path:
-    generator = np.random.default_rng(0)
-    rows = ["text,label"]
-    for i in range(14):
-        words = generator.choice(WORDS[4:], size=generator.integers(1, 7)).tolist()
-        rows.append(f"{WORDS[i % 4]} {' '.join(words)},{'bad' if i % 4 > 1 else 'good'}")
-    path = tmp_path_factory.mktemp("data") / "reviews.csv"
-    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def measure(tmp_path):
-    def call(model: Path, *options, out: str = "report") -> dict:
-        main(["--model", str(model), "--out", str(tmp_path / out), *QUICK, *map(str, options)])
-        return json.loads((tmp_path / out / "sharpness.json").read_text())
-
-    return call
 
 
 def exact_hessian(folder: Path, texts: list[str], labels: list[int]) -> torch.Tensor:
@@ -259,49 +209,3 @@ def test_options_from_a_file(bert, reviews, tmp_path):
     main(["--config", str(config), "--rho", "0.2"])
     part = json.loads((tmp_path / "report" / "sharpness.json").read_text())["models"][0]["neighborhood"]
     assert part["rho"] == 0.2 and {row["m"] for row in part["m_sharpness"]} == {2}
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ([], "model is missing"),
-        (["--model", "./nowhere"], "model=./nowhere: the folder does not exist"),
-        (["--model", "BERT", "--against", "./nowhere"], "against=./nowhere: the folder does not exist"),
-        (["--model", "BERT"], "no data"),
-        (["--model", "BERT", "--train_file", "CSV", "--split", "test"], "there is no test split"),
-        (["--model", "BERT", "--train_file", "CSV", "--train_dir", "x"], "train_dir is of images"),
-        (["--model", "BERT", "--train_file", "CSV", "--top", "0"], "top=0"),
-        (["--model", "BERT", "--max_vectors", "6"], "max_vectors=6 is not allowed"),
-        (["--model", "BERT", "--tolerance", "nan"], "tolerance=nan is not allowed"),
-        (["--model", "BERT", "--trace_probes", "1"], "trace_probes=1 is not allowed"),
-        (["--model", "BERT", "--product", "exact"], "exact"),
-        (["--model", "BERT", "--split", "test", "--label_noise", ".2"], "label_noise is of the training examples"),
-        (["--model", "BERT", "--hesian"], "did you mean hessian?"),
-    ],
-)
-def test_wrong_use(bert, reviews, tmp_path, options, message):
-    given = [{"BERT": str(bert), "CSV": str(reviews)}.get(word, word) for word in options]
-    with pytest.raises(UsageError) as error:
-        main([*given, "--out", str(tmp_path / "report")])
-    assert message in str(error.value) and not (tmp_path / "report").exists()
-
-
-@pytest.mark.parametrize(
-    "names, message",
-    [
-        (("bad", "great"), "the models have different labels: beside those in common,"),
-        (("bad", "good", "fair"), "other has fair"),
-    ],
-)
-def test_models_with_different_labels_are_refused(bert, reviews, tmp_path, names, message):
-    other = save_bert(tmp_path / "other", names=names)
-    with pytest.raises(UsageError) as error:
-        main(["--model", str(bert), "--against", str(other), "--train_file", str(reviews), *QUICK])
-    assert message in str(error.value)
-
-
-def test_a_label_that_the_model_does_not_know(bert, tmp_path):
-    data = tmp_path / "data.csv"
-    data.write_text("text,label\ngood film,good\nbad plot,awful\n")
-    with pytest.raises(UsageError, match=r"the data have the label awful, which .* does not: it has bad, good"):
-        main(["--model", str(bert), "--train_file", str(data), *QUICK])

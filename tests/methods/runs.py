@@ -44,6 +44,24 @@ def coordinates(model, chosen) -> torch.Tensor:
     return torch.cat([torch.full((p.numel(),), chosen(name)) for name, p in model.named_parameters()])
 
 
+def reference_run(
+    model, settings: dict[str, Any], momentum: float, batch_size: int, perturbs, *, rho: float = RHO, **axes: Any
+) -> Run:
+    return Run(
+        loss_of(model),
+        flat(model),
+        base_optimizer(settings, model, momentum),
+        batch_size,
+        UPDATES,
+        settings["learning_rate"],
+        rho,
+        mask=None if perturbs is None else coordinates(model, perturbs),
+        # asam's rule: the parameter's own name, not its module's
+        scaled=coordinates(model, lambda name: "weight" in name.rsplit(".", 1)[-1]),
+        **axes,
+    )
+
+
 def both(
     output_dir,
     method: str,
@@ -72,22 +90,8 @@ def both(
     settings = OPTIMIZERS[optimizer]
     data = make_data(size or 2 * batch_size * accumulation)
     model = make_model()
-    run = Run(
-        loss_of(model),
-        flat(model),
-        base_optimizer(settings, model, momentum),
-        batch_size,
-        UPDATES,
-        settings["learning_rate"],
-        axes.pop("rho", RHO),
-        method=method,
-        options=options or {},
-        mask=None if perturbs is None else coordinates(model, perturbs),
-        # asam's rule: the parameter's own name, not its module's
-        scaled=coordinates(model, lambda name: "weight" in name.rsplit(".", 1)[-1]),
-        max_grad_norm=max_grad_norm,
-        **axes,
-    )
+    axes |= {"method": method, "options": options or {}, "max_grad_norm": max_grad_norm}
+    run = reference_run(model, settings, momentum, batch_size, perturbs, **axes)
     windows = map(weigh, windows_of(data, batch_size, accumulation, UPDATES))
     rates = rates_of(lr_scheduler_type, settings["learning_rate"])
     expected = [run.update([window], lr) for window, lr in zip(windows, rates, strict=True)]
