@@ -133,8 +133,8 @@ class SAMArguments:
     sam_target_modules: list[str] | str | None = field(  # in the order by which HfArgumentParser takes it for a string
         default="all",
         metadata={
-            "help": "What is perturbed: all, norm, no_norm, a regular expression for module names, or a JSON list of "
-            "their suffixes."
+            "help": "What is perturbed: all, norm, no_norm, a regular expression for module names, or their suffixes "
+            "(two or more, or a list in JSON)."
         },
     )
     sam_method_kwargs: dict | str | None = field(
