@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -175,7 +176,8 @@ class SAMArguments:
     def __post_init__(self):
         if self.sam_target_modules is None:
             self.sam_target_modules = "all"
-        if isinstance(self.sam_target_modules, str) and self.sam_target_modules.startswith("["):
+        # A list of names, and not a regular expression that starts with a set of characters
+        if isinstance(self.sam_target_modules, str) and re.match(r'\[\s*"', self.sam_target_modules):
             self.sam_target_modules = _json("sam_target_modules", self.sam_target_modules)
         if isinstance(self.sam_method_kwargs, str):
             self.sam_method_kwargs = _json("sam_method_kwargs", self.sam_method_kwargs)

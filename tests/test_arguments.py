@@ -112,6 +112,13 @@ def test_first_positional_argument_is_the_output_folder(make):
     assert make("somewhere", sam_rho=0.1).output_dir == "somewhere"
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"), [('["query", "key"]', ["query", "key"]), ("[qk].*", "[qk].*"), (None, "all")]
+)
+def test_target_modules_as_one_string(given, meant):
+    assert SAMArguments(sam_target_modules=given).sam_target_modules == meant
+
+
 def test_dict_and_json():
     args = SAMTrainingArguments("out", sam_rho=0.1, sam_m=4)
     assert args.to_dict()["sam_rho"] == 0.1
