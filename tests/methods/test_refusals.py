@@ -14,7 +14,6 @@ from sam_hf import SAMArguments, SAMTrainingArguments
 
 WRONG = [
     ("sam_rho_schedule", "step"),
-    ("sam_rho_schedule", None),
     ("sam_rho_schedule", "automatic"),
     ("sam_rho_min", -0.1),
     ("sam_rho_min", math.nan),
