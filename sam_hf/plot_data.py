@@ -13,6 +13,8 @@ CURVES = {
     "sam_sharpness": "L(w+ε) − L(w)\n(units of loss)",
     "sam_grad_cosine": "cos(g, s)",
     "sam_rho": "radius ρ",
+    "eval_sharpness_lambda_max": "λmax (loss\nper weight²)",
+    "eval_sharpness_m": "m-sharpness\n(units of loss)",
 }
 
 

@@ -246,7 +246,8 @@ def draw_training_curves(
             Of each run, Trainer's `state.log_history`: dictionaries with `step`. What a run did not log is not drawn.
         keys (`Sequence[str]`, *optional*):
             Which of `CURVES` to draw, from the top. Defaults to those that any run logged, `sam_rho` only where it
-            changes. With `loss` comes `eval_loss`, dashed with open markers.
+            changes. With `loss` comes `eval_loss`, dashed with open markers. What [`SharpnessCallback`] measures has a
+            point for each evaluation.
         axes (`Sequence[Axes]`, *optional*): where to draw: one of each key.
     """
     keys = data.logged(data.some(histories)) if keys is None else list(keys)
@@ -260,13 +261,14 @@ def draw_training_curves(
     handles: list[Any] = []
     for ax, key in zip(axes, keys, strict=True):
         for index, (name, entries) in enumerate(histories.items()):
-            look = style.look(index) | {"marker": ""}
+            marker = MARKERS[index % len(MARKERS)] if key.startswith("eval_") else ""
+            look = style.look(index) | {"marker": marker}
             drawn = ax.plot(*data.history(entries, key), **look, label=shown(histories)[name])
             handles += drawn if ax is axes[0] else []
             if key == "loss" and len(data.history(entries, "eval_loss")[0]):
-                look |= {"marker": MARKERS[index % len(MARKERS)], "markerfacecolor": "white", "linewidth": 0.7}
+                open_marker = {"marker": MARKERS[index % len(MARKERS)], "markerfacecolor": "white", "linewidth": 0.7}
                 label = f"{shown(histories)[name]}: evaluation"
-                handles += ax.plot(*data.history(entries, "eval_loss"), **look, label=label)
+                handles += ax.plot(*data.history(entries, "eval_loss"), **look | open_marker, label=label)
         dress(ax, "update" if ax is axes[-1] else "", CURVES[key])
     style.legend(axes[0], handles)
     return list(axes)

@@ -181,6 +181,16 @@ def test_a_radius_that_changes_is_drawn():
     np.testing.assert_allclose(line_of(axes[1], "sam").get_ydata(), [0.1, 0.05])
 
 
+def test_sharpness_at_evaluations_is_drawn():
+    measured = [{"step": s, "eval_sharpness_lambda_max": 9.0 * s, "eval_sharpness_m": 0.1 * s} for s in (2, 4)]
+    axes = plotting.draw_training_curves({"sam": HISTORY + measured})
+    lambda_max, rise = axes[3:]
+    np.testing.assert_array_equal(line_of(lambda_max, "sam").get_xydata(), [[2, 18.0], [4, 36.0]])
+    np.testing.assert_array_equal(line_of(rise, "sam").get_ydata(), [0.2, 0.4])
+    assert "λmax" in lambda_max.get_ylabel() and "m-sharpness" in rise.get_ylabel()
+    assert line_of(lambda_max, "sam").get_marker() not in ("", "None")  # one evaluation alone is a point, and no line
+
+
 def test_axes_that_are_given_are_drawn_on_and_returned():
     figure = Figure()
     axes = figure.subplots(1, 3)
