@@ -246,8 +246,7 @@ def draw_training_curves(
             Of each run, Trainer's `state.log_history`: dictionaries with `step`. What a run did not log is not drawn.
         keys (`Sequence[str]`, *optional*):
             Which of `CURVES` to draw, from the top. Defaults to those that any run logged, `sam_rho` only where it
-            changes. With `loss` comes `eval_loss`, dashed with open markers. What [`SharpnessCallback`] measures has a
-            point for each evaluation.
+            changes. With `loss` comes `eval_loss`, dashed with open markers.
         axes (`Sequence[Axes]`, *optional*): where to draw: one of each key.
     """
     keys = data.logged(data.some(histories)) if keys is None else list(keys)
