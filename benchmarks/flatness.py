@@ -1,7 +1,7 @@
 """
 Flatness of the models that a comparison has trained: λmax, λmax/λ5, trace and m-sharpness, for every method and seed.
 
-    sam-hf compare benchmarks/accuracy_text.yaml --output_dir OUT --keep_models
+    sam-hf compare benchmarks/flatness_text.yaml --output_dir OUT --keep_models
     python benchmarks/flatness.py --comparison OUT --output benchmarks/results/flatness_text.json
 
 All models are measured on the same training examples with their right labels, in evaluation mode, so their numbers
@@ -44,7 +44,7 @@ def measure(name: str, options: argparse.Namespace) -> dict:
     loader = DataLoader(rows, batch_size=options.batch_size, collate_fn=DataCollatorWithPadding(tokenizer))
     oracle = LossOracle(model, loader, disable_tqdm=True)
     spectrum = hessian_eigenvalues(oracle, k=5, tolerance=options.tolerance)
-    trace = hessian_trace(oracle, probes=options.probes) if options.probes else None
+    trace = hessian_trace(oracle, sketch=options.sketch, probes=options.probes) if options.probes else None
     groups = m_sharpness(oracle, rho=options.rho, m=options.batch_size)
     return {
         "loss": oracle.loss(),
@@ -89,13 +89,14 @@ def main() -> None:
         "--tolerance", type=float, default=0.03, help="residual over eigenvalue; its error is the square"
     )
     parser.add_argument("--probes", type=int, default=24, help="of Hutch++, for the trace; 0: no trace")
+    parser.add_argument("--sketch", type=int, default=8, help="of Hutch++: two products each")
     parser.add_argument("--rho", type=float, default=0.01, help="radius of m-sharpness")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="of each job")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     result = json.loads(options.output.read_text()) if options.output.exists() else {"models": {}}
-    names = ("examples", "batch_size", "tolerance", "probes", "rho")
+    names = ("examples", "batch_size", "tolerance", "probes", "sketch", "rho")
     result["settings"] = {name: getattr(options, name) for name in names}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     records = [record for record in chosen(options) if record["name"] not in result["models"]]
