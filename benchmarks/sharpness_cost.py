@@ -22,9 +22,11 @@ from typing import Any
 
 EIGENVALUES = ["--hessian", "--trace_probes", "0", "--density_probes", "0", "--disable_tqdm", "--use_cpu"]
 DATA = ["--dataset_name", "demo:rotten-tomatoes", "--max_seq_length", "48"]
+RANDOM = "BERT-base with random weights, 8 examples"
 CASES: dict[str, list[str]] = {
     "demo text model, 256 examples": ["--max_train_samples", "1000"],
-    "BERT-base with random weights, 8 examples": ["--max_examples", "8"],
+    "the same to a tolerance of 0.001": ["--max_train_samples", "1000", "--tolerance", "0.001"],
+    RANDOM: ["--max_examples", "8"],
 }
 
 
@@ -83,9 +85,9 @@ def main() -> None:
         return
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        models = dict(zip(CASES, (options.model, random_bert_base(folder)), strict=True))
-        for case, model in models.items():
-            output = Path(folder, "case.json")
+        random = random_bert_base(folder)
+        for case in CASES:
+            model, output = random if case == RANDOM else options.model, Path(folder, "case.json")
             words = ["--model", model, "--output", str(output), "--case", case, "--option", *options.option]
             subprocess.run([sys.executable, __file__, *words], check=True)
             row = json.loads(output.read_text())

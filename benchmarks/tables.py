@@ -97,9 +97,26 @@ def growth_table(name: str) -> str:
     return "\n".join(rows)
 
 
+def sharpness_table() -> str:
+    """What the five largest eigenvalues took, and what they are."""
+    result = json.loads((RESULTS / "sharpness_cost.json").read_text())
+    rows = ["| | parameters | products | seconds | peak, GiB | λ₁ to λ₅ |", "|---|---|---|---|---|---|"]
+    for name, case in result["cases"].items():
+        values = ", ".join(f"{value:.4g}" for value in case["eigenvalues"])
+        cells = [f"{case['parameters'] / 1e6:.1f} M", case["products"], case["wall_seconds"], case["peak_gib"], values]
+        rows.append(f"| {' | '.join(map(str, [name, *cells]))} |")
+    threads = next(iter(result["cases"].values()))["threads"]
+    note = (
+        f"{machine(result['environment'] | {'threads': threads})}; seconds and memory are those of the whole command."
+    )
+    return "\n".join([*rows, "", note])
+
+
 def tables() -> dict[str, str]:
     """By the names of their markers. Those without a result yet are left out."""
     found = accuracy_tables.tables()
+    if (RESULTS / "sharpness_cost.json").exists():
+        found["sharpness cost"] = sharpness_table()
     for place, file in (("", "step_time.json"), (" cuda", "step_time_cuda.json")):
         if (RESULTS / file).exists():
             found["cost" + place] = cost_table(file)
