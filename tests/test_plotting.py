@@ -154,7 +154,7 @@ def test_a_plane_and_losses_that_are_not_finite_are_drawn(constant):
 HISTORY = [
     {"step": 2, "loss": 0.7, "sam_sharpness": 0.01, "sam_grad_cosine": 0.99, "sam_rho": 0.05, "epoch": 1},
     {"step": 2, "eval_loss": 0.65, "epoch": 1},
-    {"step": 4, "loss": 0.5, "sam_sharpness": 0.03, "sam_grad_cosine": 0.97, "sam_rho": 0.05, "epoch": 2},
+    {"step": 4, "loss": 0.5, "sam_sharpness": 0.03, "sam_grad_cosine": 0.97, "sam_rho": 0.05000001, "epoch": 2},
     {"step": 4, "eval_loss": 0.6, "epoch": 2},
     {"step": 4, "train_loss": 0.6, "train_runtime": 3.0},
 ]
