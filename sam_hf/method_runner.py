@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from .first_moment import check_keeps_first_moment
+from .foreach import local
 from .methods import Method
-from .norms import local
 from .schedules import follows_steps
 from .step_length import StepLength
 from .training_args import SAMArguments, method_class

@@ -8,29 +8,17 @@ Tensors of several meshes, and plain ones beside them, may be mixed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from .foreach import SOME, alike, joined, local, sharding, wide
 
 try:
     from torch.distributed.tensor import DTensor, Partial, Replicate
 except ImportError:  # a torch built without distributed
     DTensor = None  # type: ignore[assignment,misc]
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    return DTensor is not None and isinstance(tensor, DTensor)
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The part of `tensor` that this process holds, sharing its memory."""
-    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which sums over tensors of `dtype` are taken."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 class GlobalReduction:
@@ -49,11 +37,8 @@ class GlobalReduction:
         self._partials: dict[tuple | None, list[Tensor]] = {}
 
     def add(self, partial: Tensor, like: Tensor) -> None:
-        """Add the 0-dimensional result over the local part of `like`."""
-        key = None
-        if is_sharded(like):
-            key = (like.device_mesh, tuple(like.placements))  # type: ignore[attr-defined]
-        self._partials.setdefault(key, []).append(partial)
+        """Add the 0-dimensional result over the local part of `like`, or of several that are sharded like it."""
+        self._partials.setdefault(sharding(like), []).append(partial)
 
     def result(self, device: torch.device) -> Tensor:
         totals = []
@@ -85,15 +70,15 @@ def global_norm(tensors: Sequence[Tensor], order: float = 2.0, like: Sequence[Te
     if not tensors:
         return torch.zeros(())
     reduction = GlobalReduction("max") if order == torch.inf else GlobalReduction("sum", power=order)
-    sharding = dict(zip(tensors, like or tensors, strict=True))
-    for group in _same_dtype(tensors):
+    sharded = dict(zip(tensors, like or tensors, strict=True))
+    for (group,) in alike(tensors):
         dtype = wide(group[0].dtype)
         filled = [t for t in group if local(t).numel() > 0]
         norms = dict(zip(filled, torch._foreach_norm([local(t) for t in filled], order, dtype=dtype), strict=True))
         for tensor in group:
             # A rank with an empty shard still takes part in the reduction over its mesh
             norm = norms[tensor] if tensor in norms else torch.zeros((), dtype=dtype, device=tensor.device)
-            reduction.add(norm, sharding[tensor])
+            reduction.add(norm, sharded[tensor])
     total = reduction.result(tensors[0].device)
     return total if order == torch.inf else total.pow(1 / order)
 
@@ -103,14 +88,8 @@ def global_dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     if not a:
         return torch.zeros(())
     reduction = GlobalReduction("sum")
-    for x, y in zip(a, b, strict=True):
-        dtype = wide(x.dtype)
-        reduction.add(torch.dot(local(x).flatten().to(dtype), local(y).flatten().to(dtype)), x)
+    # One product of some tensors, end to end: torch has no inner product of lists
+    for some, others in alike(a, b, at_most=SOME):
+        dtype = wide(some[0].dtype)
+        reduction.add(torch.dot(joined(some).to(dtype), joined(others).to(dtype)), some[0])
     return reduction.result(a[0].device)
-
-
-def _same_dtype(tensors: Iterable[Tensor]) -> Iterable[list[Tensor]]:
-    groups: dict[tuple, list[Tensor]] = {}
-    for tensor in tensors:
-        groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
-    return groups.values()

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 from transformers.utils import logging
 
-from ..norms import is_sharded
+from ..foreach import is_sharded
 from ..rounding import LOW_PRECISION
 
 logger = logging.get_logger(__name__)
