@@ -11,9 +11,11 @@ not change the sharpness. As in the authors' code, a parameter is a weight if it
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from ..norms import global_norm, local, wide
+from ..foreach import SOME, cast, copies, parts
+from ..norms import global_norm
 from .base import Ascent, Cost, Method, Option, Point
 from .direction import along, clear_if_not_finite
 
@@ -42,7 +44,7 @@ class ASAM(Method):
         norm = global_norm(grads)
         finite = norm.isfinite()
         clear_if_not_finite(grads, finite)
-        directions = [grad.to(wide(grad.dtype)) for grad in grads]
+        directions = cast(grads)
         # ‖T g‖ first, then T² g in the same memory
         self.scale(directions, at)
         scale = along(directions, norm, finite).scale
@@ -51,7 +53,13 @@ class ASAM(Method):
 
     def scale(self, directions: list[Tensor], at: Point) -> None:
         """Multiply `directions` by T, in place."""
-        for direction, weight, name in zip(directions, at.weights, at.names, strict=True):
-            if "weight" in name:
-                part = local(direction)
-                part.mul_(weight.abs().to(part.dtype).add_(self.eta))
+        pairs = [
+            (direction, weight)
+            for direction, weight, name in zip(directions, at.weights, at.names, strict=True)
+            if "weight" in name
+        ]
+        for some, weights in parts([d for d, _ in pairs], [w for _, w in pairs], at_most=SOME):
+            factors = copies(weights, some[0].dtype)
+            torch._foreach_abs_(factors)
+            torch._foreach_add_(factors, self.eta)
+            torch._foreach_mul_(some, factors)

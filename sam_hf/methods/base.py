@@ -144,7 +144,7 @@ class Method:
         Turn s into the update gradient, in place. Called once an update, on the same numbers in every process.
 
         Args:
-            g: ascent gradients of the whole update, the mean over processes.
+            g: ascent gradients of the whole update, the mean over processes. They are the method's to overwrite.
             s: descent gradients of the whole update, the mean over processes.
         """
         raise NotImplementedError

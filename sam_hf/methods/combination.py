@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..norms import local, wide
+from ..foreach import SOME, add, cast, copy, multiply, parts
+from .direction import clear_if_not_finite
 
 
 def ratio(numerator: Tensor, denominator: Tensor, finite: Tensor) -> Tensor:
@@ -17,13 +18,14 @@ def ratio(numerator: Tensor, denominator: Tensor, finite: Tensor) -> Tensor:
 
 
 def add_scaled(s: Sequence[Tensor], share_of_s: Tensor, g: Sequence[Tensor], share_of_g: Tensor) -> None:
-    """s ← share_of_s · s + share_of_g · g, where g is not finite and its share is 0 too."""
-    for target, gradient in zip(s, g, strict=True):
-        part, dtype = local(target), wide(target.dtype)
-        other = local(gradient).to(dtype) * share_of_g.to(part.device, dtype)
-        other.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    """s ← share_of_s · s + share_of_g · g, where g is not finite and its share is 0 too. Overwrites `g`."""
+    clear_if_not_finite(g, share_of_g != 0)
+    for targets, gradients in parts(s, g, at_most=SOME):
         # Rounded to bf16 once: shares of both signs cancel much of s and g
-        exact = part if part.dtype == dtype else part.to(dtype)
-        exact.mul_(share_of_s.to(part.device, dtype)).add_(other)
-        if exact is not part:
-            part.copy_(exact)
+        exact = cast(targets)
+        others = cast(gradients)
+        multiply(exact, share_of_s)
+        multiply(others, share_of_g)
+        add(exact, others)
+        if exact[0] is not targets[0]:
+            copy(targets, exact)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from ..norms import global_norm, local, wide
+from ..foreach import SOME, cast, clear_unless, local, multiply, parts
+from ..norms import global_norm
 from .base import Ascent
 
 
@@ -23,19 +26,19 @@ def dual_direction(grads: list[Tensor], p: float = 2.0) -> Ascent:
     if p == 2:
         return Ascent(grads, _reciprocal(norm, finite), norm, finite)
     if p == torch.inf:
-        for grad in grads:
-            local(grad).sign_()
+        torch._foreach_sign_([local(grad) for grad in grads])
         return Ascent(grads, finite.to(norm.dtype), norm, finite)
     # |g|^q underflows for small g and q large (p near 1), so g is divided by max|g| first: it cancels
     q = p / (p - 1)
     inverse_largest = _reciprocal(global_norm(grads, torch.inf), finite)
-    ratios = [grad.to(wide(grad.dtype)) for grad in grads]
-    for ratio in ratios:
-        local(ratio).mul_(inverse_largest.to(ratio.device))
+    ratios = cast(grads)
+    multiply(ratios, inverse_largest)
     dual_norm = global_norm(ratios, q)
-    for ratio in ratios:
-        part = local(ratio)
-        part.copy_(part.sign() * part.abs().pow(q - 1))
+    for (some,) in parts(ratios, at_most=SOME):
+        signs = torch._foreach_sign(some)
+        torch._foreach_abs_(some)
+        torch._foreach_pow_(some, q - 1)
+        torch._foreach_mul_(some, signs)
     return Ascent(ratios, _reciprocal(dual_norm.pow(q - 1), finite), norm, finite)
 
 
@@ -44,13 +47,11 @@ def along(directions: list[Tensor], norm: Tensor, finite: Tensor) -> Ascent:
     return Ascent(directions, _reciprocal(global_norm(directions), finite), norm, finite)
 
 
-def clear_if_not_finite(grads: list[Tensor], finite: Tensor) -> None:
-    """Make `grads` safe to multiply by 0 where one of them is not finite (0 · inf is NaN)."""
+def clear_if_not_finite(grads: Sequence[Tensor], finite: Tensor) -> None:
+    """Make `grads` 0 where one of them is not `finite`: what they are multiplied by then is 0, and 0 · inf is NaN."""
     # Reading `finite` is free on the CPU; on an accelerator it would stall the host, and one more pass is cheaper
-    if finite.device.type == "cpu" and finite:
-        return
-    for grad in grads:
-        local(grad).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    if finite.device.type != "cpu" or not finite:
+        clear_unless(grads, finite)
 
 
 def _reciprocal(norm: Tensor, finite: Tensor) -> Tensor:

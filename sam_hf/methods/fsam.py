@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..norms import global_norm, local
+from ..norms import global_norm
 from .base import Ascent, Cost, Method, Option, Point
 from .direction import along, clear_if_not_finite
 from .memory import moving_average, unscaled
@@ -48,8 +48,5 @@ class FriendlySAM(Method):
         finite = norm.isfinite()
         clear_if_not_finite(grads, finite)
         directions = unscaled(grads, at.loss_scale)
-        changes = moving_average(self, "average", directions, at, finite, 1 - self.lambda_)
-        for direction, change in zip(directions, changes, strict=True):
-            # g − σ m = (1 − σ) g + σ (g − m)
-            local(direction).mul_(1 - self.sigma).add_(change, alpha=self.sigma)
+        moving_average(self, "average", directions, at, finite, 1 - self.lambda_, taken_off=self.sigma)
         return along(directions, norm, finite)

@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..norms import global_norm, local
+from ..foreach import SOME, add, cast, divide, multiply, parts, replace_if
+from ..norms import global_norm
 from .base import Ascent, Cost, Method, Option, Point, Products
 from .combination import ratio
 from .direction import dual_direction
@@ -47,27 +48,26 @@ class LookSAM(Method):
 
     def combine(self, g: list[Tensor], s: list[Tensor], products: Products, at: Point) -> None:
         share = ratio(products.gs, products.gg, products.finite)
-        parts = self.tensors.setdefault("part", {})
-        for parameter, gradient, descent in zip(at.parameters, g, s, strict=True):
-            part = kept(parts, parameter)
-            fresh = local(descent).to(part.dtype) - share.to(part.device, part.dtype) * local(gradient).to(part.dtype)
+        tensors = self.tensors.setdefault("part", {})
+        kept_parts = [kept(tensors, parameter) for parameter in at.parameters]
+        for some, gradients, descents in parts(kept_parts, g, s, at_most=SOME):
+            fresh = cast(gradients)
+            multiply(fresh, -share)
+            add(fresh, cast(descents))
             if at.loss_scale is not None:
-                fresh /= at.loss_scale.to(part.device)
-            part.copy_(torch.where(products.finite.to(part.device), fresh, part))
-
-        for parameter in parts.keys() - set(at.parameters):  # unused in this update: g = s = 0 there
-            parts[parameter].mul_(~products.finite.to(parts[parameter].device))
+                divide(fresh, at.loss_scale)
+            replace_if(some, fresh, products.finite)
+        unused = [tensors[p] for p in tensors.keys() - set(at.parameters)]  # in this update: g = s = 0 there
+        multiply(unused, ~products.finite)
 
     def reuse(self, grads: list[Tensor], at: Point) -> None:
-        parts = self.tensors.get("part", {})
-        pairs = [(grad, parts[p], p) for grad, p in zip(grads, at.parameters, strict=True) if p in parts]
+        tensors = self.tensors.get("part", {})
+        pairs = [(grad, p) for grad, p in zip(grads, at.parameters, strict=True) if p in tensors]
         if not pairs:
             return
-        norm, part_norm = (
-            global_norm(grads),
-            global_norm([part for _, part, _ in pairs], like=[p for _, _, p in pairs]),
-        )
+        changed, kept_parts = [grad for grad, _ in pairs], [tensors[p] for _, p in pairs]
+        norm, part_norm = global_norm(grads), global_norm(kept_parts, like=[p for _, p in pairs])
         weight = self.alpha * ratio(norm, part_norm, part_norm.isfinite())
-        for grad, part, _ in pairs:
-            target = local(grad)
-            target += (weight.to(part.device, part.dtype) * part).to(target.dtype)
+        for some, their_parts in parts(changed, kept_parts, at_most=SOME):
+            added = torch._foreach_mul(their_parts, weight.to(their_parts[0]))
+            torch._foreach_add_(some, cast(added, some[0].dtype))

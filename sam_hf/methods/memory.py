@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..norms import local, wide
+from ..foreach import SOME, cast, divide, local, multiply, parts, wide
 from .base import Method, Point
 
 
 def unscaled(grads: Sequence[Tensor], loss_scale: Tensor | None) -> list[Tensor]:
     """`grads` in float32 or wider, without the loss scale. May overwrite `grads`."""
-    wide_grads = [grad.to(wide(grad.dtype)) for grad in grads]
+    wide_grads = cast(grads)
     if loss_scale is not None:
-        for grad in wide_grads:
-            local(grad).div_(loss_scale.to(grad.device))
+        divide(wide_grads, loss_scale)
     return wide_grads
 
 
@@ -29,27 +29,38 @@ def kept(tensors: dict[Tensor, Tensor], parameter: Tensor) -> Tensor:
 
 
 def moving_average(
-    method: Method, name: str, grads: Sequence[Tensor], at: Point, finite: Tensor, share: float
+    method: Method,
+    name: str,
+    grads: Sequence[Tensor],
+    at: Point,
+    finite: Tensor,
+    share: float,
+    taken_off: float = 0.0,
 ) -> list[Tensor]:
     """
     m ← m + share · (g − m), and m = g the first time, kept as `method.tensors[name]`. m stays as it was where the
     gradient is not `finite`.
 
     Args:
-        grads: g, without the loss scale; zeros where it is not finite.
+        grads: g in float32 or wider, without the loss scale; zeros where it is not finite.
+        taken_off: this times m, as it was before, is subtracted from `grads`.
 
     Returns:
-        `list[Tensor]`: g − m with m of before, this process's parts.
+        `list[Tensor]`: m, this process's parts.
     """
     started = method.numbers.setdefault(f"{name}_started", torch.zeros((), dtype=torch.bool, device=finite.device))
-    averages = method.tensors.setdefault(name, {})
-    changes = []
-    for parameter, grad in zip(at.parameters, grads, strict=True):
-        average = kept(averages, parameter)
-        change = local(grad).to(average.dtype) - average
-        one = torch.ones((), dtype=average.dtype, device=average.device)
-        step = torch.where(started.to(one.device), one * share, one) * finite.to(one.device)
-        average += step * change
-        changes.append(change)
+    widest = functools.reduce(torch.promote_types, {grad.dtype for grad in grads}, torch.float32)
+    one = torch.ones((), dtype=widest, device=finite.device)
+    step = torch.where(started, one * share, one) * finite
+    tensors = method.tensors.setdefault(name, {})
+    averages = [kept(tensors, parameter) for parameter in at.parameters]
+    for some, their_averages in parts(grads, averages, at_most=SOME):
+        changes = torch._foreach_sub(some, their_averages)
+        if taken_off:
+            # g − σ m = (1 − σ) g + σ (g − m)
+            torch._foreach_mul_(some, 1 - taken_off)
+            torch._foreach_add_(some, changes, alpha=taken_off)
+        multiply(changes, step)
+        torch._foreach_add_(their_averages, changes)
     method.numbers[f"{name}_started"] = started | finite
-    return changes
+    return averages

@@ -12,9 +12,11 @@ moment, ε = 0. Default ρ: that of SAM.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from ..norms import global_norm, local, wide
+from ..foreach import copy, parts, wide
+from ..norms import global_norm
 from .base import Ascent, Cost, Method, Point
 from .direction import along, clear_if_not_finite
 
@@ -43,9 +45,10 @@ class MomentumSAM(Method):
     perturbs_by_momentum = True
 
     def ascent(self, grads: list[Tensor], at: Point) -> Ascent:
-        directions = [moment.to(wide(moment.dtype), copy=True) for moment in grads]
-        for direction in directions:
-            local(direction).neg_()
+        directions = [torch.empty_like(moment, dtype=wide(moment.dtype)) for moment in grads]
+        copy(directions, grads)
+        for (some,) in parts(directions):
+            torch._foreach_neg_(some)
         norm = global_norm(directions)
         finite = norm.isfinite()
         clear_if_not_finite(directions, finite)

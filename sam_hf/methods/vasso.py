@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..norms import global_norm, local
+from ..foreach import copy
+from ..norms import global_norm
 from .base import Ascent, Cost, Method, Option, Point
 from .direction import along, clear_if_not_finite
 from .memory import moving_average, unscaled
@@ -48,7 +49,5 @@ class VaSSO(Method):
         finite = norm.isfinite()
         clear_if_not_finite(grads, finite)
         directions = unscaled(grads, at.loss_scale)
-        moving_average(self, "direction", directions, at, finite, self.theta)
-        for direction, parameter in zip(directions, at.parameters, strict=True):
-            local(direction).copy_(self.tensors["direction"][parameter])
+        copy(directions, moving_average(self, "direction", directions, at, finite, self.theta))
         return along(directions, norm, finite)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..norms import local
+from ..foreach import SOME, add, cast, copies, local, parts, replace_if
 from .base import Ascent, Cost, Method, Option, Point, Products
 from .combination import add_scaled
-from .direction import dual_direction
+from .direction import clear_if_not_finite, dual_direction
 from .memory import unscaled
 
 
@@ -59,13 +59,13 @@ class WSAM(Method):
             share = torch.where(products.finite, weight * one, one)
             add_scaled(s, share, g, 1 - share)
             return
-        for parameter, descent, gradient in zip(at.parameters, s, g, strict=True):
-            (difference,) = unscaled([descent - gradient], at.loss_scale)
-            part = local(difference)
-            finite = products.finite.to(part.device)
-            self._pending[parameter] = torch.where(finite, part, 0)
-            # An s that is not finite stays, so that fp16's scaler finds it and skips the step
-            local(descent).copy_(torch.where(finite, local(gradient), local(descent)))
+        differences = copies(s)
+        add(differences, g, -1)
+        differences = unscaled(differences, at.loss_scale)
+        clear_if_not_finite(differences, products.finite)
+        self._pending = dict(zip(at.parameters, map(local, differences), strict=True))
+        # An s that is not finite stays, so that fp16's scaler finds it and skips the step
+        replace_if(s, g, products.finite)
 
     def begin_update(self, active: bool, progress: float) -> None:
         self._pending.clear()  # of a step that fp16's scaler skipped
@@ -74,7 +74,9 @@ class WSAM(Method):
     def after_step(self, optimizer: Optimizer) -> None:
         weight = self.gamma / (1 - self.gamma)
         for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter in self._pending:
-                    part = local(parameter)
-                    part.sub_((self._pending.pop(parameter) * (group["lr"] * weight)).to(part.dtype))
+            stepped = [parameter for parameter in group["params"] if parameter in self._pending]
+            differences = [self._pending.pop(parameter) for parameter in stepped]
+            for some, theirs in parts(stepped, differences):
+                torch._foreach_mul_(theirs, group["lr"] * weight)
+                for targets, changes in parts(some, theirs, at_most=SOME):
+                    torch._foreach_sub_(targets, cast(changes, targets[0].dtype))
