@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from .foreach import copies, copy
+
 
 def normalisation_with_statistics(modules: Iterable[nn.Module]) -> list[nn.Module]:
     """Those that keep running statistics: BatchNorm, SyncBatchNorm, tracking InstanceNorm, their subclasses."""
@@ -23,13 +25,12 @@ def normalisation_with_statistics(modules: Iterable[nn.Module]) -> list[nn.Modul
 def statistics_held(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Passes inside normalise with batch statistics as ever, and leave the running ones as they were."""
     buffers = [b for m in modules for b in m.buffers(recurse=False)]
-    saved = [b.clone() for b in buffers]
+    saved = copies(buffers)
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value in zip(buffers, saved, strict=True):
-                buffer.copy_(value)
+            copy(buffers, saved)
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .foreach import SOME, alike, copies, copy, joined, local, parts, split, wide
 from .methods import Ascent
-from .norms import GlobalReduction, local, wide
+from .norms import GlobalReduction
 from .rounding import LOW_PRECISION
 
 
@@ -55,38 +56,36 @@ class Perturbation:
     def add(self, parameters: Sequence[Tensor], ascent: Ascent, radius: float | Tensor) -> None:
         """Add ε = `radius` · `ascent` to the parameters. Overwrites the ascent's directions."""
         step = ascent.scale * (radius.to(ascent.scale.device) if isinstance(radius, Tensor) else radius)
-        wide_parts: dict[tuple, tuple[list[Tensor], list[Tensor]]] = {}
-        low_parts = []
-        for parameter, direction in zip(parameters, ascent.directions, strict=True):
-            weight = local(parameter)
-            if parameter not in self._saved:
-                self._saved[parameter] = weight.clone()
-            if weight.dtype in LOW_PRECISION:
-                low_parts.append((parameter, local(direction)))
-            else:
-                weights, directions = wide_parts.setdefault((weight.device, weight.dtype), ([], []))
-                weights.append(weight)
-                directions.append(local(direction))
-        for (device, _), (weights, directions) in wide_parts.items():
-            torch._foreach_mul_(directions, step.to(device))
+        # Registered once they hold the weights: an interrupt in between must not restore anything else
+        unsaved = [parameter for parameter in parameters if parameter not in self._saved]
+        self._saved |= dict(zip(unsaved, copies([local(p) for p in unsaved]), strict=True))
+        low = [p.dtype in LOW_PRECISION for p in parameters]
+        pairs = list(zip(parameters, ascent.directions, strict=True))
+        exact = [pair for pair, is_low in zip(pairs, low, strict=True) if not is_low]
+        for weights, directions in parts([p for p, _ in exact], [d for _, d in exact]):
+            torch._foreach_mul_(directions, step.to(directions[0]))
             torch._foreach_add_(weights, directions)
-        if low_parts:
-            self._add_low_precision(low_parts, step)
+        if any(low):
+            self._add_low_precision([pair for pair, is_low in zip(pairs, low, strict=True) if is_low], step)
 
-    def _add_low_precision(self, parts: list[tuple[Tensor, Tensor]], step: Tensor) -> None:
+    def _add_low_precision(self, pairs: Sequence[tuple[Tensor, Tensor]], step: Tensor) -> None:
+        """Some of the weights at a time, end to end in one vector: rounding is many operations."""
         kept, wanted = GlobalReduction("sum"), GlobalReduction("sum")
-        for parameter, direction in parts:
-            weight, saved = local(parameter), self._saved[parameter]
-            dtype = wide(weight.dtype)
-            epsilon = direction.to(dtype) * step.to(weight.device, dtype)
-            if parameter in self._epsilon:
-                epsilon += self._epsilon[parameter]
+        for parameters, directions in alike([p for p, _ in pairs], [d for _, d in pairs], at_most=SOME):
+            weights = [local(parameter) for parameter in parameters]
+            dtype = wide(weights[0].dtype)
+            saved = joined([self._saved[parameter] for parameter in parameters]).to(dtype)
+            epsilon = joined(directions).to(dtype) * step.to(weights[0].device, dtype)
+            if any(parameter in self._epsilon for parameter in parameters):
+                pairs_so_far = zip(parameters, split(torch.zeros_like(epsilon), weights), strict=True)
+                epsilon += joined([self._epsilon.get(parameter, zeros) for parameter, zeros in pairs_so_far])
             if self._keep_epsilon:
-                self._epsilon[parameter] = epsilon
-            weight.copy_(self._round_to(saved.to(dtype) + epsilon, weight.dtype))
-            delta = weight.to(dtype) - saved.to(dtype)
-            kept.add((delta * epsilon).sum(), parameter)
-            wanted.add((epsilon * epsilon).sum(), parameter)
+                self._epsilon |= dict(zip(parameters, split(epsilon, weights), strict=True))
+            rounded = self._round_to(saved + epsilon, weights[0].dtype)
+            copy(weights, split(rounded, weights))
+            delta = rounded.to(dtype) - saved
+            kept.add((delta * epsilon).sum(), parameters[0])
+            wanted.add((epsilon * epsilon).sum(), parameters[0])
         total = wanted.result(step.device)
         self.ratio = torch.where(total > 0, kept.result(step.device) / total, torch.ones_like(total))
 
@@ -97,7 +96,6 @@ class Perturbation:
     @torch.no_grad()
     def restore(self) -> None:
         """Copy the saved weights back. Safe to call twice, and after `add` failed in the middle."""
-        if self._saved:
-            torch._foreach_copy_([local(p) for p in self._saved], list(self._saved.values()))
+        copy(list(self._saved), list(self._saved.values()))
         self._saved.clear()
         self._epsilon.clear()

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .norms import global_norm, local
+from .foreach import add, copies, local
+from .norms import global_norm
 
 
 class StepLength:
@@ -28,12 +29,12 @@ class StepLength:
     @torch.no_grad()
     def before_step(self, optimizer: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self._before = {parameter: local(parameter).clone() for parameter in parameters}
+        self._before = dict(zip(parameters, copies([local(p) for p in parameters]), strict=True))
 
     @torch.no_grad()
     def after_step(self, optimizer: Any) -> None:
         before, self._before = self._before, {}
-        for parameter, weight in before.items():
-            weight.sub_(local(parameter))
         if before:
-            self.value = global_norm(list(before.values()), like=list(before))
+            moved = list(before.values())
+            add(moved, list(before), -1)
+            self.value = global_norm(moved, like=list(before))

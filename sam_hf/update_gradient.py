@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .foreach import add
 from .gradients import dense, is_fsdp
 from .methods import Method, Point, Products
-from .norms import global_dot, local
+from .norms import global_dot, global_norm
 from .passes import Passes
 
 
@@ -37,12 +38,12 @@ def combine(
     scale = passes.loss_scale()
     with torch.no_grad():
         if earlier:
-            torch._foreach_sub_([local(x) for x in s], [local(x) for x in earlier])
+            add(s, earlier, -1)
         products = _products(g, s)
         passes.means.add("sam_grad_cosine", products.gs / (products.gg.sqrt() * products.ss.sqrt()))
         method.combine(g, s, products, Point(parameters, parameters, loss_scale=scale))
         if earlier:
-            torch._foreach_add_([local(x) for x in s], [local(x) for x in earlier])
+            add(s, earlier)
 
 
 def reuse(method: Method, passes: Passes) -> None:
@@ -68,5 +69,5 @@ def _of(parameters: Sequence[nn.Parameter], gradients: dict[Tensor, Tensor]) -> 
 
 
 def _products(g: Sequence[Tensor], s: Sequence[Tensor]) -> Products:
-    gs, gg, ss = global_dot(g, s), global_dot(g, g), global_dot(s, s)
+    gs, gg, ss = global_dot(g, s), global_norm(g).square(), global_norm(s).square()
     return Products(gs, gg, ss, gg.isfinite() & ss.isfinite())

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from .batch_norm import statistics_held
+from .foreach import add, copies, divide
 from .gradients import (
     dense,
     give_gradients_back,
@@ -36,7 +37,6 @@ from .gradients import (
 )
 from .grouping import Grouping, Plan
 from .methods import Method, Point
-from .norms import local
 from .passes import Passes, Piece
 from .perturbation import Perturbation
 from .rng import RandomState
@@ -219,8 +219,7 @@ class Window:
         parameters = [p for p in passes.perturbed if p in gradients or p in remembered]
         grads = dense([gradients.pop(p) if p in gradients else torch.zeros_like(p) for p in parameters])
         if self._share is not None:
-            for grad in grads:  # plain tensors may stand beside DTensors, and models over several devices
-                local(grad).div_(self._share.to(grad.device))
+            divide(grads, self._share)
         if first and self.method.combines:
             self._keep_ascent_gradient(parameters, grads)
         names = [passes.own_name(p) for p in parameters]
@@ -234,11 +233,11 @@ class Window:
 
     def _keep_ascent_gradient(self, parameters: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
         """Of all groups together: their losses are parts of the window's."""
-        for parameter, grad in zip(parameters, grads, strict=True):
-            if parameter in self._ascent_gradient:
-                self._ascent_gradient[parameter] += grad
-            else:
-                self._ascent_gradient[parameter] = grad.clone()
+        gathered = self._ascent_gradient
+        known = {p: grad for p, grad in zip(parameters, grads, strict=True) if p in gathered}
+        add([gathered[p] for p in known], list(known.values()))
+        new = {p: grad for p, grad in zip(parameters, grads, strict=True) if p not in gathered}
+        gathered.update(zip(new, copies(list(new.values())), strict=True))
 
     def _note_use(self, gradients: dict[Tensor, Tensor]) -> None:
         self._used |= dict.fromkeys(p for p, gradient in gradients.items() if not gradient.is_sparse)
