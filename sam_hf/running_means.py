@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -18,6 +19,10 @@ NAMES = (
 )
 
 
+# Values of one metric that are added up at once: one by one, this would be most of what a SAM update launches
+TOGETHER = 10
+
+
 class RunningMeans:
     """
     Sums and counts a metric. A value that is not finite is left out of its mean: one overflow must not hide the rest.
@@ -29,20 +34,30 @@ class RunningMeans:
     def __init__(self, device: torch.device):
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self._sums = torch.zeros(2, len(NAMES), dtype=dtype, device=device)
+        self._waiting: dict[str, list[Tensor | float]] = {}
 
     def zero(self) -> Tensor:
         """A loss of nothing, on the device of the others."""
         return torch.zeros((), device=self._sums.device)
 
     def add(self, name: str, value: Tensor | float) -> None:
-        if isinstance(value, Tensor):
-            value = value.detach().to(self._sums)
-        else:  # `torch.as_tensor` would wait for the device
-            value = torch.full((), value, dtype=self._sums.dtype, device=self._sums.device)
-        finite = value.isfinite()
-        index = NAMES.index(name)
-        self._sums[0, index] += torch.where(finite, value, 0)
-        self._sums[1, index] += finite
+        waiting = self._waiting.setdefault(name, [])
+        waiting.append(value.detach() if isinstance(value, Tensor) else value)
+        if len(waiting) >= TOGETHER:
+            self._add_up(name)
+
+    def _add_up(self, name: str) -> None:
+        waiting, index = self._waiting.pop(name), NAMES.index(name)
+        numbers = [value for value in waiting if not isinstance(value, Tensor) and math.isfinite(value)]
+        tensors = [value.to(self._sums.device) for value in waiting if isinstance(value, Tensor)]
+        if numbers:
+            self._sums[0, index].add_(sum(numbers))
+            self._sums[1, index].add_(len(numbers))
+        if tensors:
+            values = torch.stack(tensors).to(self._sums.dtype)
+            finite = values.isfinite()
+            self._sums[0, index].add_(torch.where(finite, values, 0).sum())
+            self._sums[1, index].add_(finite.sum())
 
     def drain(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """
@@ -51,6 +66,8 @@ class RunningMeans:
         Args:
             reduce: sums a tensor over processes; called once, on every process.
         """
+        for name in list(self._waiting):
+            self._add_up(name)
         sums, counts = reduce(self._sums).tolist()
         self._sums.zero_()
         return {name: s / n for name, s, n in zip(NAMES, sums, counts, strict=True) if n}
