@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -200,6 +201,15 @@ class Bench:
         trainer.add_callback(timer)
         trainer.remove_callback(PrinterCallback)
         return trainer
+
+
+def write(result: dict[str, Any], path: Path | None) -> None:
+    """The result so far; called after each part, so that a run that is cut off keeps what it measured."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(result, indent=2) + "\n")
+        unfinished.replace(path)
 
 
 def possible(variants: list[str]) -> tuple[list[str], dict[str, str]]:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,12 @@ DAVDA = "davda54's SAM in Trainer"
 FEW = [PLAIN, "sam", DAVDA]
 
 
-def growth(cell: Cell, axes: list[str], models: list[str], output_dir: str) -> dict[str, list[dict[str, Any]]]:
+def growth(
+    cell: Cell, axes: list[str], models: list[str], output_dir: str
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """
+    Each axis with its cells, as soon as they are measured.
+
     Args:
         cell: everything but what grows; its seconds are those of all axes together.
         axes: names of `AXES`, or `"processes"`.
@@ -35,14 +40,12 @@ def growth(cell: Cell, axes: list[str], models: list[str], output_dir: str) -> d
     }
     cells = {axis: cells[axis] for axis in axes if axis in cells}
     share = cell.seconds / max(1, sum(map(len, cells.values())))
-    result = {}
     for axis, row in cells.items():
         # The rivals lose the gradients of earlier micro-batches: not the same update
         variants = [v for v in FEW if axis != "accumulation" or v != DAVDA]
-        result[axis] = [measure(replace(c, seconds=share), variants, output_dir, with_flops=False) for c in row]
+        yield axis, [measure(replace(c, seconds=share), variants, output_dir, with_flops=False) for c in row]
     if "processes" in axes and not torch.cuda.is_available():
-        result["processes"] = [in_processes(cell, number) for number in (1, 2)]
-    return result
+        yield "processes", [in_processes(cell, number) for number in (1, 2)]
 
 
 def in_processes(cell: Cell, number: int) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import functools
 import gc
-import json
 import statistics
 import tempfile
 from collections import defaultdict
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cost_cell import MODELS, VARIANTS, Bench, Cell, clock
+from cost_cell import MODELS, VARIANTS, Bench, Cell, clock, write
 from transformers import Trainer
 from transformers.utils import logging
 
@@ -153,9 +152,7 @@ def main() -> None:
                         f"sam_hf's, {row['added_share']:.2%}",
                         flush=True,
                     )
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+                write(result, options.output)
 
 
 if __name__ == "__main__":

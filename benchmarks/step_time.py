@@ -10,6 +10,7 @@ Time: the variants train in turn in one process, so that a machine whose speed d
 taken round by round. Without a GPU it is the processor time of one process. Memory: on a GPU the peak of the counted
 updates, else the peak of one fresh process a variant, over tiny batches. nbar trains LoRA adapters: it is compared
 with plain training of these. `--seconds` bounds the rounds and not the set-up; one round of each part is always run.
+The result file is written after each part: where a run was cut off, the same command goes on.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from cost_cell import MODELS, VARIANTS, Bench, Cell, measure, memory_table, peak_resident_bytes, possible
+from cost_cell import MODELS, VARIANTS, Bench, Cell, measure, memory_table, peak_resident_bytes, possible, write
 from cost_growth import AXES, growth
 from transformers.utils import logging
 
@@ -37,6 +38,8 @@ TINY_BATCH = {"batch_size": 2, "length": 8}
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "pytorch_optimizer")
 GROWTH_MODELS = ["quarter", "small", "base", *(["large"] if torch.cuda.is_available() else [])]
 GROWTH_SHARE = 0.2  # of the seconds
+# What the result file holds of a cell
+ROW = ("settings", "flops", "time", "memory", "memory_environment")
 
 
 def cells(options: argparse.Namespace) -> Iterator[Cell]:
@@ -78,20 +81,48 @@ def run(options: argparse.Namespace, output_dir: str) -> dict[str, Any]:
     variants, left_out = possible(options.variants)
     result: dict[str, Any] = {"environment": environment(PACKAGES), "left_out": left_out, "more": []}
     planned = list(cells(options))
-    for cell in planned:
-        # They depend on the model alone, not on the precision
-        with_flops = options.flops and cell.precision == options.precision[0]
-        row = measure(cell, variants, output_dir, with_flops)
-        show(row)
-        result["more"].append(row)
-    result |= result["more"].pop(0)  # the first one is what the table in the README is made of
+    earlier = measured_earlier(options, result["environment"])
+    # They depend on the model alone, not on the precision
+    with_flops = [options.flops and cell.precision == options.precision[0] for cell in planned]
+    rows = [row_of(cell, variants, counts, earlier) for cell, counts in zip(planned, with_flops, strict=True)]
+    if options.growth:
+        known = earlier[0].get("growth", {}) if rows[0] else {}
+        result["growth"] = {axis: known[axis] for axis in options.growth if axis in known}
+    for place, cell in enumerate(planned):
+        rows[place] = rows[place] or measure(cell, variants, output_dir, with_flops[place])
+        show(rows[place])
+        result |= rows[0]  # what the table in the README is made of
+        result["more"] = [row for row in rows[1:] if row]
+        write(result, options.output)
     if options.growth:
         first = replace(planned[0], seconds=options.seconds * GROWTH_SHARE)
-        result["growth"] = growth(first, options.growth, options.growth_models, output_dir)
-    if options.memory and not torch.cuda.is_available():
+        missing = [axis for axis in options.growth if axis not in result["growth"]]
+        for axis, axis_rows in growth(first, missing, options.growth_models, output_dir):
+            result["growth"][axis] = axis_rows
+            write(result, options.output)
+    if options.memory and not torch.cuda.is_available() and list(result.get("memory", {})) != variants:
         result["memory_environment"] = environment(PACKAGES)
         result["memory"] = memory_by_process(variants, options.models[0])
     return result
+
+
+def measured_earlier(options: argparse.Namespace, here: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells in the result file of a run that was cut off, if it was one of this code on this machine."""
+    if options.anew or options.output is None or not options.output.exists():
+        return []
+    found = json.loads(options.output.read_text())
+    return [found, *found["more"]] if found["environment"] == here else []
+
+
+def row_of(cell: Cell, variants: list[str], with_flops: bool, earlier: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What was measured of this cell."""
+    # How long it was to take, and how many rounds that were, may differ
+    wanted = {key: value for key, value in asdict(cell).items() if key not in ("seconds", "rounds")}
+    for row in earlier:
+        same = wanted.items() <= row["settings"].items() and list(row["time"]) == variants
+        if same and ("flops" in row or not with_flops):
+            return {key: row[key] for key in ROW if key in row}
+    return None
 
 
 def show(row: dict[str, Any]) -> None:
@@ -119,7 +150,8 @@ def main() -> None:
     parser.add_argument("--flops", action=argparse.BooleanOptionalAction, default=True, help="count FLOPs")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="peaks, on the CPU")
     parser.add_argument("--memory_only", action="store_true", help="measure the memory anew in the result file (CPU)")
-    parser.add_argument("--output", type=Path, help="result file")
+    parser.add_argument("--output", type=Path, help="result file; what it holds of them is not measured again")
+    parser.add_argument("--anew", action="store_true", help="measure it again")
     parser.add_argument("--memory_of", choices=list(VARIANTS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.growth = [axis for axis in options.growth if axis != "none"]
@@ -139,9 +171,7 @@ def main() -> None:
             result["memory"] = memory_by_process(list(result["time"]), options.models[0])
         else:
             result = run(options, output_dir)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    write(result, options.output)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import cost_cell
+import cost_growth
 import overhead
 import pytest
 import rivals
+import step_time
 import tables
 import torch
 
@@ -65,6 +67,55 @@ def test_tables_are_made_of_it(result, tmp_path, monkeypatch):
     assert sam.endswith("| 2.00 | 0.50 |")
     assert "tiny, bf16" in found["cost cuda"] and "peft is not installed" in found["cost cuda"]
     assert "| accumulation | 4 |" in found["cost growth cuda"]
+
+
+def test_a_run_that_was_cut_off_goes_on(tmp_path, monkeypatch):
+    measured, output = [], tmp_path / "step_time.json"
+
+    def measure(cell, variants, output_dir, with_flops):
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append(cell.precision)
+        settings = {key: value for key, value in vars(cell).items() if key != "seconds"}
+        spread = {"seconds_per_update": {"median": 1.0}, "times_plain": {"median": 1.0}}
+        return {"settings": settings, "time": dict.fromkeys(variants, spread)}
+
+    def run(*more):
+        command = [
+            "step_time.py",
+            "--models",
+            "tiny",
+            "--variants",
+            "none",
+            "--precision",
+            "fp32",
+            "bf16",
+            "--no-flops",
+        ]
+        command += ["--no-memory", "--growth", "accumulation", "--batch_size", "1", "--output", str(output)]
+        monkeypatch.setattr(sys, "argv", [*command, *more])
+        step_time.main()
+
+    monkeypatch.setattr(step_time, "measure", measure)
+    monkeypatch.setattr(cost_growth, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):  # where it begins to measure growth
+        run()
+    before = json.loads(output.read_text())
+    assert measured == ["fp32", "bf16"] and not before.get("growth")
+    measured.clear()
+    run()
+    assert measured == ["fp32"], "growth alone"
+    after = json.loads(output.read_text())
+    assert {key: after[key] for key in ("settings", "time", "more")} == {
+        key: before[key] for key in ("settings", "time", "more")
+    }
+    run()
+    assert measured == ["fp32"], "nothing is left"
+    for changed in (["--anew"], ["--updates", "2"]):
+        measured.clear()
+        with pytest.raises(KeyboardInterrupt):
+            run(*changed)
+        assert measured == ["fp32", "bf16"]
 
 
 @pytest.mark.parametrize("rival", sorted(rivals.RIVALS))
