@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import gc
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
+from operations import asked_by_sam
 from tiny import LENGTH, bert, perceptron, points, sentences, trained, trainer_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,15 +16,6 @@ from transformers import TrainerCallback
 import sam_hf
 from sam_hf.methods import METHODS
 from sam_hf.norms import global_norm
-
-
-def asked_by_sam() -> str | None:
-    """The function of the package that called, torch's own Python code aside; `None` if someone else did."""
-    frame = sys._getframe(2)
-    while frame is not None and Path(torch.__file__).parent in Path(frame.f_code.co_filename).parents:
-        frame = frame.f_back
-    ours = frame is not None and Path(sam_hf.__file__).parent in Path(frame.f_code.co_filename).parents
-    return frame.f_code.co_name if ours else None
 
 
 class HostReads(TorchDispatchMode):
