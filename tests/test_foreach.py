@@ -1,4 +1,4 @@
-"""Lists of tensors: in pieces that torch._foreach_* take, and arithmetic that NaN does not spread in."""
+"""Lists of tensors: in pieces that torch._foreach_* take, arithmetic that NaN does not spread in, and what uses it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import pytest
 import torch
 
 from sam_hf import foreach
+from sam_hf.methods import Ascent
+from sam_hf.methods.combination import add_scaled
+from sam_hf.perturbation import Perturbation
+from sam_hf.running_means import TOGETHER, RunningMeans
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -69,3 +73,36 @@ def test_joined_and_split():
     vector = foreach.joined(tensors)
     assert vector.tolist() == [0, 3, 1, 4, 2, 5, 7]
     torch.testing.assert_close(foreach.split(vector, tensors), tensors, rtol=0, atol=0)
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_other_alone():
+    """Of gsam and wsam: fp16's scaler looks at s."""
+    s, g = [torch.tensor([1.0, 2.0]), torch.tensor([3.0])], [torch.tensor([torch.nan, torch.inf]), torch.ones(1)]
+    add_scaled(s, torch.tensor(1.0), g, torch.tensor(0.0))
+    assert [t.tolist() for t in s] == [[1, 2], [3]]
+
+
+def test_ascent_steps_add_up_before_they_are_rounded():
+    """Each is less than half of what bf16 tells apart at 1; three together are more."""
+    weights = [torch.ones(2, dtype=torch.bfloat16), torch.ones(3, dtype=torch.bfloat16)]
+    late = torch.ones(2, dtype=torch.bfloat16)  # without a gradient in the first step
+    one = torch.ones(())
+    with Perturbation(keep_epsilon=True) as perturbation:
+        for step in range(3):
+            perturbed = weights if step == 0 else [*weights, late]
+            directions = [torch.full_like(w, 2**-9, dtype=torch.float32) for w in perturbed]
+            perturbation.add(perturbed, Ascent(directions, one, one, one > 0), 1.0)
+        assert all(w.eq(1 + 2**-7).all() for w in weights)
+        assert late.eq(1).all(), "two are a tie, which goes to the even one"
+    assert all(w.eq(1).all() for w in [*weights, late])
+
+
+def test_a_value_that_is_not_finite_is_left_out_of_a_mean():
+    means = RunningMeans(torch.device("cpu"))
+    for value in [*map(float, range(TOGETHER)), torch.tensor(torch.nan), torch.tensor(9.0), float("inf"), 3.0]:
+        means.add("sam_rho", value)
+    for value in range(2 * TOGETHER + 1):
+        means.add("sam_skipped", torch.tensor(float(value)))
+    expected = {"sam_rho": (sum(range(TOGETHER)) + 12) / (TOGETHER + 2), "sam_skipped": float(TOGETHER)}
+    assert means.drain(lambda sums: sums.clone()) == expected
+    assert not means.drain(lambda sums: sums.clone())
