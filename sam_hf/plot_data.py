@@ -108,10 +108,14 @@ def logged(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     """Those of `CURVES` that some run logged; ρ only if it changes in one."""
     found = {key: [history(entries, key)[1] for entries in histories.values()] for key in CURVES}
     keys = [key for key in CURVES if any(len(values) for values in found[key])]
-    # A mean of equal numbers is only nearly that number
-    if "sam_rho" in keys and not any(np.ptp(values) > 1e-5 * values.max() for values in found["sam_rho"] if len(values)):
+    if "sam_rho" in keys and not any(map(_changes, found["sam_rho"])):
         keys.remove("sam_rho")
     return keys
+
+
+def _changes(values: np.ndarray) -> bool:
+    """More than by the rounding of a mean of equal numbers."""
+    return len(values) > 0 and bool(np.ptp(values) > 1e-5 * values.max())
 
 
 def number(value: float, digits: int = 3) -> str:
