@@ -172,6 +172,8 @@ class Bench:
     def _trainer(self, settings: dict[str, Any], model: nn.Module, updates: int, timer: UpdateTimer) -> Any:
         cell, steps = self.cell, self.cell.uncounted + updates
         settings = {"gradient_accumulation_steps": cell.accumulation, **settings}
+        if settings.get("sam_method") not in ("none", "nbar"):
+            settings.setdefault("sam_rho_schedule", "constant")  # as that of the rivals; "radius auto" is a variant
         micro_batch = cell.batch_size // settings["gradient_accumulation_steps"]
         if settings.get("sam_m") == "micro-batch":
             settings["sam_m"] = micro_batch

@@ -1,5 +1,5 @@
 """
-Writes the tables of README and docs, and copies their pictures, from the committed result files.
+Writes the tables of README and docs, and makes their pictures, from the committed result files.
 
     python benchmarks/tables.py           # writes
     python benchmarks/tables.py --check   # exit status 1 where pages and results differ
@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import accuracy_tables
+import gallery
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -147,6 +148,7 @@ def main() -> None:
                 shutil.copyfile(source, target)
     if options.check:
         sys.exit(int(stale))
+    gallery.draw()
 
 
 if __name__ == "__main__":

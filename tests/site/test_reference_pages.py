@@ -13,6 +13,7 @@ import tiny
 
 from sam_hf import SAMArguments, SAMTrainer
 from sam_hf.running_means import NAMES
+from sam_hf.schedules import follows_steps
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -61,7 +62,7 @@ def test_the_quickstart_trains(tmp_path, monkeypatch, capsys):
     assert namespace["trainer"].state.global_step == 3
     assert "eval_loss" in capsys.readouterr().out
     exec(second, namespace)
-    assert namespace["args"].sam_rho_schedule == "auto"
+    assert follows_steps(namespace["args"])
 
 
 def test_the_code_of_every_page_compiles():
