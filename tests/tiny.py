@@ -98,6 +98,8 @@ def arguments(output_dir, **changes: Any) -> SAMTrainingArguments:
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }
+    if "sam_rho" not in changes and changes.get("sam_method") not in ("none", "nbar"):
+        settings["sam_rho_schedule"] = "constant"  # a perturbation in every update, the first one too
     return SAMTrainingArguments(str(output_dir), **(settings | changes))
 
 
