@@ -109,7 +109,7 @@ def flatness_table() -> str:
     for model in result["models"].values():
         rows[model["variant"]].append(model)
     lines = [
-        "| | λmax | λmax/λ5 | trace | m-sharpness | L(w) | accuracy, % | seeds |",
+        "| | λmax | λmax/λ5 | trace | m-sharpness | L(w) | accuracy, % | λmax by seed |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for variant, models in rows.items():
@@ -125,7 +125,8 @@ def flatness_table() -> str:
             values = [factor * model[key] for model in models if model[key] is not None]
             spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.{digits}f}{spread}" if values else "")
-        lines.append(f"| {' | '.join([*cells, str(len(models))])} |")
+        by_seed = [f"{model['lambda_max']:.0f}" for model in sorted(models, key=lambda model: model["seed"])]
+        lines.append(f"| {' | '.join([*cells, ', '.join(by_seed)])} |")
     settings, environment = result["settings"], next(iter(result["models"].values()))["environment"]
     note = (
         f"Mean ± standard deviation over seeds, all on the same {settings['examples']} training examples; m-sharpness "
