@@ -189,10 +189,15 @@ class _ThickRestart:
 
     def _start(self) -> Tensor:
         """
-        Half the gradient, which lies mostly in the span of the largest eigenvectors (Gur-Ari, Roberts and Dyer, arXiv
-        1812.04754) and saves products; half a random direction, which has a part of every other one.
+        For λmax alone, half the gradient, which lies mostly in the span of the largest eigenvectors (Gur-Ari, Roberts
+        and Dyer, arXiv 1812.04754) and saves products; else, and in the other half, a random direction, which has a
+        part of every eigenvector: the last of several decides how many products it takes, and the gradient knows
+        little of that one.
         """
-        direction, gradient = self._new_direction(), self._oracle.gradient()
+        direction = self._new_direction()
+        if self._k > 1:
+            return direction
+        gradient = self._oracle.gradient()
         norm = gradient.norm()
         if norm > 0:
             direction.add_(gradient.div_(norm))
