@@ -87,7 +87,7 @@ class Measurements:
     )
     max_products: int = option(200, "Stop the eigenvalues at this many products, converged or not.")
     max_vectors: int | None = option(
-        None, "Vectors as large as the weights held at a time. Default: what fits 4 GiB, top + 5 to 40."
+        None, "Vectors as large as the weights held at a time. Default: what fits 4 GiB, top + 3 to 40."
     )
     graph_memory: float = option(
         4.0, "GiB of graphs kept between products, which makes them a third cheaper; 0: the least memory."

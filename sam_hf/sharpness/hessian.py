@@ -69,7 +69,7 @@ def hessian_eigenvalues(
             How many.
         max_vectors (`int`, *optional*):
             Basis vectors stored at a time, each as large as the weights; at least k + 2. Defaults to as many as fit
-            4 GiB, at most 40 and at least max(k + 5, 8): 10 for k = 5 and 100 M float32 parameters. A product
+            4 GiB, at most 40 and at least max(k + 3, 8): 10 for k = 5 and 100 M float32 parameters. A product
             needs two more besides its passes. More vectors mean fewer products. The memory is logged (level info) and
             on the progress bar.
         tolerance (`float`, *optional*, defaults to `1e-4`):
@@ -109,7 +109,7 @@ def hessian_eigenvalues(
 
 def _affordable(oracle: LossOracle, k: int) -> int:
     bytes_each = oracle.dimension * torch.finfo(oracle.dtype).bits // 8
-    return max(k + 5, 8, min(_ROOM // bytes_each, 40))
+    return max(k + 3, 8, min(_ROOM // bytes_each, 40))
 
 
 class _ThickRestart:
