@@ -7,8 +7,10 @@ The command `sam-hf`: Sharpness-Aware Minimization for Hugging Face's Trainer (n
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
 
@@ -32,12 +34,26 @@ def compare(argv: list[str]) -> None:
     main(argv)
 
 
+@contextmanager
+def _to_a_reader() -> Iterator[None]:
+    """What is printed may go to `head`, which closes the pipe when it has enough."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Else Python flushes once more at its exit, and complains
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+@_to_a_reader()
 def completion(argv: list[str]) -> None:
     from .completion import main
 
     main(argv)
 
 
+@_to_a_reader()
 def methods(argv: list[str]) -> None:
     """Print the table of methods."""
     from ..methods import METHODS
@@ -54,6 +70,7 @@ def methods(argv: list[str]) -> None:
     print("\npasses: forward and backward over the batch an update; plain training takes 1. k: --sam_ascent_steps.")
 
 
+@_to_a_reader()
 def env(argv: list[str]) -> None:
     """Print versions and hardware, for a bug report."""
     from .environment import OPTIONAL_PACKAGES, PACKAGES, environment

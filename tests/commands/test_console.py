@@ -80,3 +80,10 @@ def test_setup_cfg_lists_every_package():
         if list((ROOT / name.replace(".", "/")).glob("*.py"))
     }
     assert listed == found | {"sam_hf.recipes"}
+
+
+@pytest.mark.parametrize("words", [["methods"], ["env"]], ids=str)
+def test_a_reader_that_has_enough_is_no_error(words):
+    process = subprocess.Popen([str(SAM_HF), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()  # as `head` does
+    assert "Traceback" not in process.stderr.read() and process.wait(timeout=120) == 1
