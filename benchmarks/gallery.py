@@ -1,8 +1,8 @@
 """
 Draws the pictures of docs/gallery.md from the committed numbers of the demo run, with AdamW and with SAM.
 
-    sam-hf text --config configs/demo_text.yaml --sam_method none --output_dir outputs/adamw
-    sam-hf text --config configs/demo_text.yaml --output_dir outputs/sam
+    sam-hf text --config configs/demo_text.yaml --eval_on_start false --sam_method none --output_dir outputs/adamw
+    sam-hf text --config configs/demo_text.yaml --eval_on_start false --output_dir outputs/sam
     sam-hf sharpness --model outputs/sam --against outputs/adamw --dataset demo:rotten-tomatoes \\
         --max_train_samples 1000 --max_seq_length 48 --max_examples 64 --m 8 16 32 64 --landscape_radius 0.5 \\
         --out outputs/gallery
