@@ -22,6 +22,7 @@ class ImageArguments(DataArguments):
     image_size: int | None = option(None, "Height and width of the model's input. Default: the checkpoint's.")
     crop_scale_min: float = option(0.08, "Least share of the area in a random crop; 1 takes the centre crop.")
     horizontal_flip: float = option(0.5, "Probability of mirroring a training image.")
+    channels_last: bool = option(False, "Channels-last memory layout, in which most convolutions are faster.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -58,9 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     encoded, scheme, replaced, columns = load_images(data, args, path)
 
     processor = from_checkpoint(AutoImageProcessor, path)
-    model, image_format = load_model(
-        starting_point(path, resume_from), scheme, processor, data.image_size, model_arguments
-    )
+    model, image_format = load_model(starting_point(path, resume_from), scheme, processor, data, model_arguments)
     splits = {split: as_tensors(encoded[split], columns[split], image_format, data, split) for split in encoded}
 
     trainer = SAMTrainer(
@@ -109,8 +108,9 @@ def load_images(data: ImageArguments, args, path: str):
     return splits, scheme, replaced, columns
 
 
-def load_model(path: str, scheme, processor, image_size: int | None, model_arguments: ModelArguments):
+def load_model(path: str, scheme, processor, data: ImageArguments, model_arguments: ModelArguments):
     """The checkpoint at `path` with an output for each class, and with adapters on request; and what it takes in."""
+    import torch
     from transformers import AutoModelForImageClassification
 
     from sam_hf.commands.image_format import ImageFormat
@@ -118,10 +118,12 @@ def load_model(path: str, scheme, processor, image_size: int | None, model_argum
     from sam_hf.commands.models import from_checkpoint, outputs_named
 
     model = from_checkpoint(AutoModelForImageClassification, path, **outputs_named(scheme.names))
-    image_format = ImageFormat.of(processor, model.config, image_size)
-    if image_size is not None:
+    image_format = ImageFormat.of(processor, model.config, data.image_size)
+    if data.image_size is not None:
         check_image_size(model, image_format)
         image_format.write_to(processor, model.config)
+    if data.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # convolutions hand the layout on from their weights
     model = with_lora(model, model_arguments, head=head_name(model) if model_arguments.lora_r else None)
     return model, image_format
 
