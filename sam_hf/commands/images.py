@@ -71,18 +71,21 @@ class ImageTransform:
             steps = [v2.Resize(format.resize, interpolation=interpolation), v2.CenterCrop(format.crop)]
         if train and horizontal_flip > 0:
             steps.append(v2.RandomHorizontalFlip(horizontal_flip))
-        steps += [v2.ToImage(), v2.ToDtype(torch.float32, scale=False), v2.Normalize(format.mean, format.std)]
-        if format.bgr:
-            steps.append(v2.Lambda(_reversed_channels))
-        self.steps = v2.Compose(steps)
+        self.steps = v2.Compose([*steps, v2.ToImage()])
+        # On the whole batch, since all images have one size by now: small ones cost calls more than arithmetic
+        self.normalize = v2.Compose([v2.ToDtype(torch.float32, scale=False), v2.Normalize(format.mean, format.std)])
+        self.bgr = format.bgr
         self.channels = format.channels
         self.image_column = image_column
         self.label_column = label_column
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        import torch
+
         images = [with_channels(decode(image), self.channels) for image in batch[self.image_column]]
-        # as_subclass: a tv_tensors.Image would carry its type through collation into the model
-        inputs = {"pixel_values": [_plain_tensor(self.steps(image)) for image in images]}
+        # Stacked, they are a plain tensor and no longer a tv_tensors.Image, a type that would go into the model
+        pixels = self.normalize(torch.stack([self.steps(image) for image in images]))
+        inputs = {"pixel_values": list(pixels.flip(1) if self.bgr else pixels)}
         if self.label_column is not None and self.label_column in batch:
             inputs["labels"] = batch[self.label_column]
         return inputs
@@ -187,16 +190,6 @@ def find_image_column(dataset: Dataset, given: str | None) -> str:
 
     known = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
     return given or (known[0] if len(known) == 1 else "image")
-
-
-def _plain_tensor(image: Any) -> Any:
-    import torch
-
-    return image.as_subclass(torch.Tensor)
-
-
-def _reversed_channels(image: Any) -> Any:
-    return image.flip(-3)
 
 
 def _one_line(error: BaseException) -> str:
