@@ -27,6 +27,7 @@ def machine(environment: dict) -> str:
     return f"{hardware}, {packages}"
 
 
+TRAINERS_OWN = ("pass", "batches (Trainer)")  # as benchmarks/overhead.py calls them
 SIZES = {"small": "A BERT of MiniLM's size", "base": "a BERT-base", "large": "a BERT of 20 times that size"}
 
 
@@ -98,6 +99,23 @@ def growth_table(name: str) -> str:
     return "\n".join(rows)
 
 
+def overhead_table(name: str) -> str:
+    """What of an update is neither Trainer's nor a pass, and the largest pieces of that."""
+    result = json.loads((RESULTS / name).read_text())
+    rows = ["| model, batch × length | | update, ms | sam_hf's, ms | share | most of it |", "|---" * 6 + "|"]
+    for cell in result["cells"]:
+        settings = cell["settings"]
+        model = f"{settings['model']}, {settings['precision']}, {settings['batch_size']} × {settings['length']}"
+        for variant, row in cell["rows"].items():
+            pieces = {label: ms for label, ms in row["milliseconds"].items() if label not in TRAINERS_OWN}
+            update = pieces.pop("update")
+            largest = sorted(pieces.items(), key=lambda piece: -piece[1])[:3]
+            most = ", ".join(f"{label} {ms:.1f}" for label, ms in largest)
+            share = f"{row['added_share']:.2%}"
+            rows.append(f"| {model} | {variant} | {update:.0f} | {row['added_ms']:.1f} | {share} | {most} |")
+    return "\n".join([*rows, "", f"{machine(result['environment'])}."])
+
+
 def sharpness_table() -> str:
     """What the five largest eigenvalues took, and what they are."""
     result = json.loads((RESULTS / "sharpness_cost.json").read_text())
@@ -123,6 +141,9 @@ def tables() -> dict[str, str]:
             found["cost" + place] = cost_table(file)
             if json.loads((RESULTS / file).read_text()).get("growth"):
                 found["cost growth" + place] = growth_table(file)
+    for place, file in (("", "overhead.json"), (" cuda", "overhead_cuda.json")):
+        if (RESULTS / file).exists():
+            found["overhead" + place] = overhead_table(file)
     return found
 
 

@@ -167,3 +167,9 @@ def test_pieces_are_an_update_together(tmp_path, monkeypatch, capsys):
         assert min(pieces.values()) >= 0 and pieces["pass"] > 0
         assert row["added_ms"] == pytest.approx(sum(pieces.values()) - sum(pieces[x] for x in overhead.TRAINERS_OWN))
         assert 0 < row["added_share"] < 1
+    assert tables.TRAINERS_OWN == overhead.TRAINERS_OWN
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    line = next(line for line in tables.tables()["overhead"].splitlines() if "| gsam |" in line)
+    most = line.split("|")[-2]
+    assert "tiny, fp32, 4 × 8" in line and f"{rows['gsam']['added_share']:.2%}" in line
+    assert not any(name in most for name in ("pass ", "batches", "update"))
