@@ -103,11 +103,13 @@ def rules_table(task: str) -> str:
     return "\n".join(lines)
 
 
-def flatness_table() -> str:
-    result = json.loads((RESULTS / "flatness_text.json").read_text())
+def flatness_table(task: str) -> str:
+    result = json.loads((RESULTS / f"flatness_{task}.json").read_text())
+    noise = {model["label_noise"] for model in result["models"].values()}
     rows = defaultdict(list)
-    for model in result["models"].values():
-        rows[model["variant"]].append(model)
+    for model in sorted(result["models"].values(), key=lambda model: model["label_noise"]):
+        wrong = f", {model['label_noise']:.0%} wrong labels" if len(noise) > 1 else ""
+        rows[model["variant"] + wrong].append(model)
     lines = [
         "| | λmax | λmax/λ5 | trace | m-sharpness | L(w) | accuracy, % | λmax by seed |",
         "|---|---|---|---|---|---|---|---|",
@@ -140,7 +142,7 @@ def pictures() -> list[tuple[Path, str]]:
     """Files of the results, and what they are called in docs/pictures."""
     return [
         (RESULTS / f"accuracy_{task}" / "pictures" / f"{name}.png", f"accuracy_{task}_{name}.png")
-        for task in ("text", "image")
+        for task in ("text", "text_all", "image")
         for name in ("against_noise", "differences")
         if (RESULTS / f"accuracy_{task}" / "pictures" / f"{name}.png").exists()
     ]
@@ -149,11 +151,11 @@ def pictures() -> list[tuple[Path, str]]:
 def tables() -> dict[str, str]:
     """By the names of their markers; those without a result are left out."""
     found = {}
-    for task in ("text", "image"):
+    for task in ("text", "text_all", "image", "image_rates"):
         if (RESULTS / f"accuracy_{task}" / "compare.json").exists():
             found[f"accuracy {task}"] = accuracy_table(task)
         if (RESULTS / f"rho_rules_{task}.json").exists():
             found[f"rho rules {task}"] = rules_table(task)
-    if (RESULTS / "flatness_text.json").exists():
-        found["flatness"] = flatness_table()
+        if (RESULTS / f"flatness_{task}.json").exists():
+            found[f"flatness {task}"] = flatness_table(task)
     return found | {"results": summary_table()}

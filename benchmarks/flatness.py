@@ -4,8 +4,9 @@ Flatness of the models that a comparison has trained: λmax, λmax/λ5, trace an
     sam-hf compare benchmarks/flatness_text.yaml --output_dir OUT --keep_models
     python benchmarks/flatness.py --comparison OUT --output benchmarks/results/flatness_text.json
 
-All models are measured on the same training examples with their right labels, in evaluation mode, so their numbers
-can be compared. Finished models are kept in the result file: the command goes on where it was stopped.
+Image models: the same with `--train_file` and `--max_train_samples` as the runs had them. All models
+are measured on the same training examples with their right labels, in evaluation mode, so their numbers can be
+compared. Finished models are kept in the result file: the command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -23,26 +24,27 @@ from sam_hf.commands.environment import environment
 
 def measure(name: str, options: argparse.Namespace) -> dict:
     import torch
-    from torch.utils.data import DataLoader
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
-    from sam_hf.commands.demo import load_demo_dataset
+    from sam_hf.commands.sharpness_arguments import MeasuredExamples
+    from sam_hf.commands.sharpness_examples import batches_for, load_examples, scheme_of
+    from sam_hf.commands.sharpness_models import find_checkpoint, load_model
     from sam_hf.sharpness import LossOracle, hessian_eigenvalues, hessian_trace, m_sharpness
 
     torch.set_num_threads(options.threads)
     start = time.perf_counter()
-    folder = options.comparison / "models" / name
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    examples = load_demo_dataset("rotten-tomatoes")["train"].shuffle(seed=0).select(range(options.examples))
-    rows = [
-        {**tokenizer(text, truncation=True, max_length=48), "labels": label}
-        for text, label in zip(examples["text"], examples["label"], strict=True)
-    ]
-    rows.sort(key=lambda row: len(row["input_ids"]))  # less padding
-    loader = DataLoader(rows, batch_size=options.batch_size, collate_fn=DataCollatorWithPadding(tokenizer))
-    oracle = LossOracle(model, loader, disable_tqdm=True)
+    checkpoint = find_checkpoint(str(options.comparison / "models" / name), "comparison")
+    data = MeasuredExamples(
+        dataset_name=None if options.train_file else "demo:rotten-tomatoes",
+        train_file=options.train_file,
+        max_train_samples=options.max_train_samples,
+        max_examples=options.examples,
+        max_seq_length=48,
+    )
+    examples = load_examples(data, checkpoint.config, checkpoint.kind, seed=0)
+    scheme = scheme_of(checkpoint, examples.scheme)
+    batches, _ = batches_for(checkpoint, scheme, examples, data, options.batch_size, list)
+    model = load_model(checkpoint, scheme, seed=0).to("cuda" if torch.cuda.is_available() else "cpu")
+    oracle = LossOracle(model, batches, disable_tqdm=True)
     spectrum = hessian_eigenvalues(oracle, k=5, tolerance=options.tolerance)
     trace = hessian_trace(oracle, sketch=options.sketch, probes=options.probes) if options.probes else None
     groups = m_sharpness(oracle, rho=options.rho, m=options.batch_size)
@@ -80,6 +82,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comparison", type=Path, required=True, help="output_dir of sam-hf compare --keep_models")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--train_file", help="training examples; default: the reviews of demo:rotten-tomatoes")
+    parser.add_argument("--max_train_samples", type=int, help="as given to the runs")
     parser.add_argument("--label_noise", type=float, nargs="+", default=[0.0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", help="default: all")
@@ -96,7 +100,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     result = json.loads(options.output.read_text()) if options.output.exists() else {"models": {}}
-    names = ("examples", "batch_size", "tolerance", "probes", "sketch", "rho")
+    names = ("train_file", "max_train_samples", "examples", "batch_size", "tolerance", "probes", "sketch", "rho")
     result["settings"] = {name: getattr(options, name) for name in names}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     records = [record for record in chosen(options) if record["name"] not in result["models"]]
