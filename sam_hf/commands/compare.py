@@ -103,7 +103,7 @@ def _wanted(runs: Sequence[Run], only: Sequence[str] | None) -> list[Run]:
 
 
 def _carry_out(plan: Plan, records: Records, options: argparse.Namespace) -> None:
-    """The search together with the runs that need none of it, then those with what it chose."""
+    """The search, then the runs to report, so that what is stopped among these has whole seeds, of every variant."""
     from tqdm.auto import tqdm
 
     from ..compare.pool import Pool, visible_devices
@@ -116,13 +116,13 @@ def _carry_out(plan: Plan, records: Records, options: argparse.Namespace) -> Non
     with Pool(options.jobs, settings, visible_devices()) as pool:
         for stage in ("search", "final"):
             chosen = choices(search_results(plan, records))
-            runs = [*plan.selection_runs(), *plan.final_runs(chosen)] if stage == "search" else plan.final_runs(chosen)
+            runs = plan.selection_runs() if stage == "search" else plan.final_runs(chosen)
             runs = [one for one in _wanted(runs, options.only) if _is_due(records, one, options.retry)]
             runs = [one for one in runs if one.key not in begun]
             begun |= {one.key for one in runs}
             if not runs:
                 continue
-            with tqdm(total=len(runs), unit="run", desc="chosen" if stage == "final" else "runs") as bar:
+            with tqdm(total=len(runs), unit="run", desc=stage) as bar:
 
                 def done(one: Run, content: dict[str, Any], bar: Any = bar) -> None:
                     record = records.add(one, content)

@@ -67,6 +67,13 @@ def test_every_run_is_recorded_with_its_epochs_and_costs(swept):
     assert "sam_sharpness" in runs["sam", 0.0, 0]["log"]
 
 
+def test_runs_come_seed_by_seed_after_the_search(swept):
+    log = (swept[1] / "logs" / "worker0.log").read_text()
+    names = [line[4:] for line in log.splitlines() if line.startswith("=== ")]
+    places = ["search" if "_select_" in name else name.split("_seed")[1].split("_")[0] for name in names]
+    assert places == ["search"] * 4 + ["0"] * 6 + ["1"] * 6
+
+
 def test_no_weights_or_folders_are_left(swept):
     files = [file for file in swept[1].rglob("*") if file.is_file()]
     assert {file.suffix for file in files} == {".json", ".md", ".log", ".html", ".png", ".svg"}
