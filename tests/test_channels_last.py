@@ -1,4 +1,4 @@
-"""Weights in the channels-last layout train as those in the usual one: all that meets them lies in memory as they do."""
+"""Weights in the channels-last layout train as in the usual one: all that meets them lies in memory as they do."""
 
 from __future__ import annotations
 
