@@ -22,7 +22,7 @@ class ImageArguments(DataArguments):
     image_size: int | None = option(None, "Height and width of the model's input. Default: the checkpoint's.")
     crop_scale_min: float = option(0.08, "Least share of the area in a random crop; 1 takes the centre crop.")
     horizontal_flip: float = option(0.5, "Probability of mirroring a training image.")
-    channels_last: bool = option(False, "Channels-last memory layout, in which most convolutions are faster.")
+    channels_last: bool = option(False, "Channels-last memory layout, in which convolutions can be faster.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from sam_hf import SAMTrainer
     from sam_hf.commands.card import card_arguments
+    from sam_hf.commands.channels_last import StateLayout, to_channels_last
     from sam_hf.commands.images import BrokenImageError, check_images
     from sam_hf.commands.loss import loss_function
     from sam_hf.commands.models import from_checkpoint, model_path, starting_point
@@ -59,7 +60,11 @@ def main(argv: list[str] | None = None) -> None:
     encoded, scheme, replaced, columns = load_images(data, args, path)
 
     processor = from_checkpoint(AutoImageProcessor, path)
-    model, image_format = load_model(starting_point(path, resume_from), scheme, processor, data, model_arguments)
+    model, image_format = load_model(
+        starting_point(path, resume_from), scheme, processor, data.image_size, model_arguments
+    )
+    if data.channels_last:
+        model = to_channels_last(model, args)
     splits = {split: as_tensors(encoded[split], columns[split], image_format, data, split) for split in encoded}
 
     trainer = SAMTrainer(
@@ -70,6 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         processing_class=processor,
         compute_loss_func=loss_function(scheme.problem_type, args.label_smoothing_factor),
         compute_metrics=metrics_function(scheme.problem_type),
+        callbacks=[StateLayout()],
     )
     card = card_arguments(data, model_arguments, "image-classification")
     try:
@@ -108,9 +114,8 @@ def load_images(data: ImageArguments, args, path: str):
     return splits, scheme, replaced, columns
 
 
-def load_model(path: str, scheme, processor, data: ImageArguments, model_arguments: ModelArguments):
+def load_model(path: str, scheme, processor, image_size: int | None, model_arguments: ModelArguments):
     """The checkpoint at `path` with an output for each class, and with adapters on request; and what it takes in."""
-    import torch
     from transformers import AutoModelForImageClassification
 
     from sam_hf.commands.image_format import ImageFormat
@@ -118,12 +123,10 @@ def load_model(path: str, scheme, processor, data: ImageArguments, model_argumen
     from sam_hf.commands.models import from_checkpoint, outputs_named
 
     model = from_checkpoint(AutoModelForImageClassification, path, **outputs_named(scheme.names))
-    image_format = ImageFormat.of(processor, model.config, data.image_size)
-    if data.image_size is not None:
+    image_format = ImageFormat.of(processor, model.config, image_size)
+    if image_size is not None:
         check_image_size(model, image_format)
         image_format.write_to(processor, model.config)
-    if data.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # convolutions hand the layout on from their weights
     model = with_lora(model, model_arguments, head=head_name(model) if model_arguments.lora_r else None)
     return model, image_format
 
