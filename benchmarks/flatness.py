@@ -42,6 +42,7 @@ def measure(name: str, options: argparse.Namespace) -> dict:
     )
     examples = load_examples(data, checkpoint.config, checkpoint.kind, seed=0)
     scheme = scheme_of(checkpoint, examples.scheme)
+    # m-sharpness over batches of like length too, which pad least: its numbers compare models, not with other tools'
     batches, _ = batches_for(checkpoint, scheme, examples, data, options.batch_size, list)
     model = load_model(checkpoint, scheme, seed=0).to("cuda" if torch.cuda.is_available() else "cpu")
     oracle = LossOracle(model, batches, disable_tqdm=True)
@@ -101,7 +102,12 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     result = json.loads(options.output.read_text()) if options.output.exists() else {"models": {}}
     names = ("train_file", "max_train_samples", "examples", "batch_size", "tolerance", "probes", "sketch", "rho")
-    result["settings"] = {name: getattr(options, name) for name in names}
+    settings = {name: getattr(options, name) for name in names}
+    earlier = result.setdefault("settings", settings)
+    differing = [name for name in names if earlier.get(name) != settings[name]]
+    if result["models"] and differing:
+        parser.error(f"{options.output} holds models measured with other {', '.join(differing)}: {earlier}")
+    result["settings"] = settings
     options.output.parent.mkdir(parents=True, exist_ok=True)
     records = [record for record in chosen(options) if record["name"] not in result["models"]]
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=20) as pool:
