@@ -84,3 +84,8 @@ def test_flatness_of_image_models(comparison, tmp_path, monkeypatch):
     monkeypatch.setattr(accuracy_tables, "RESULTS", tmp_path)
     row = next(line for line in accuracy_tables.flatness_table("image").splitlines() if line.startswith("| adamw"))
     assert row.count("±") == 5 and f"{both['adamw_seed1']['lambda_max']:.0f} |" in row
+
+    monkeypatch.setattr(sys, "argv", [*command, "--tolerance", "0.01"])
+    with pytest.raises(SystemExit):
+        flatness.main()
+    assert json.loads(output.read_text())["models"] == both
