@@ -142,7 +142,7 @@ def pictures() -> list[tuple[Path, str]]:
     """Files of the results, and what they are called in docs/pictures."""
     return [
         (RESULTS / f"accuracy_{task}" / "pictures" / f"{name}.png", f"accuracy_{task}_{name}.png")
-        for task in ("text", "text_all", "image")
+        for task in ("text", "image")
         for name in ("against_noise", "differences")
         if (RESULTS / f"accuracy_{task}" / "pictures" / f"{name}.png").exists()
     ]

@@ -11,7 +11,6 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
-from safetensors.torch import load_file
 
 from sam_hf.commands.cli import UsageError
 
@@ -188,6 +187,7 @@ def test_grey_model(main, parquet, tmp_path):
 )
 @pytest.mark.parametrize("family", ["timm_checkpoint", "vit"])
 def test_resumed_run_is_the_uninterrupted_one(main, request, family, parquet, save_steps, augmentation):
+    from safetensors.torch import load_file
 
     start = request.getfixturevalue(family)
     options = ["--train_file", parquet([png(seed=i) for i in range(9)]), "--do_train", "--max_steps", 5, *augmentation]
