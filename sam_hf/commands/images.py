@@ -83,9 +83,11 @@ class ImageTransform:
         import torch
 
         images = [with_channels(decode(image), self.channels) for image in batch[self.image_column]]
-        # Stacked, they are a plain tensor and no longer a tv_tensors.Image, a type that would go into the model
-        pixels = self.normalize(torch.stack([self.steps(image) for image in images]))
-        inputs = {"pixel_values": list(pixels.flip(1) if self.bgr else pixels)}
+        inputs: dict[str, list] = {"pixel_values": []}
+        if images:
+            # Stacked, they are a plain tensor and no longer a tv_tensors.Image, a type that would go into the model
+            pixels = self.normalize(torch.stack([self.steps(image) for image in images]))
+            inputs["pixel_values"] = list(pixels.flip(1) if self.bgr else pixels)
         if self.label_column is not None and self.label_column in batch:
             inputs["labels"] = batch[self.label_column]
         return inputs

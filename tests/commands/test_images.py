@@ -126,6 +126,11 @@ def test_transform_works_lazily_after_pickling():
     assert example["pixel_values"].shape == (3, 64, 64) and example["labels"] == 4
 
 
+def test_no_images_are_no_inputs():
+    transform = ImageTransform(ImageFormat.of(PROCESSORS["timm"], COLOUR), "image", label_column="labels")
+    assert transform({"image": [], "labels": []}) == {"pixel_values": [], "labels": []}
+
+
 def test_grey_model_gets_one_channel():
     processor = ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.2, 0.4, 0.6], image_std=[0.5] * 3)
     transform = ImageTransform(ImageFormat.of(processor, GREY), "image")
