@@ -4,9 +4,9 @@ Flatness of the models that a comparison has trained: λmax, λmax/λ5, trace an
     sam-hf compare benchmarks/flatness_text.yaml --output_dir OUT --keep_models
     python benchmarks/flatness.py --comparison OUT --output benchmarks/results/flatness_text.json
 
-Image models: the same with `--train_file` and `--max_train_samples` as the runs had them. All models are measured on the
-same training examples with their right labels, in evaluation mode, so their numbers can be compared. Finished models are
-kept in the result file: the command goes on where it was stopped.
+Image models: the same with `--train_file` and `--max_train_samples` as the runs had them. All models are measured on
+the same training examples with their right labels, in evaluation mode, so their numbers can be compared. Finished
+models are kept in the result file: the command goes on where it was stopped.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def described(cell: dict) -> str:
 
 
 def cost_table(name: str) -> str:
-    """Of the first model and precision, and beneath it the times of the others."""
+    """Of the first model and precision."""
     result = json.loads((RESULTS / name).read_text())
     flops = result.get("flops")
     heads = ["method", "times plain Trainer, median (min to max)", *(["FLOPs"] if flops else [])]
@@ -61,20 +61,16 @@ def cost_table(name: str) -> str:
         f"{described(result)}, {clock}; {machine(result['environment'])}. nbar is compared with "
         "plain training of the same LoRA adapters."
     )
-    return "\n".join([*rows, "", note, *left_out(result), *others(result)])
+    return "\n".join([*rows, "", note, *left_out(result)])
 
 
-def others(result: dict) -> list[str]:
+def others_table(cells: list[dict]) -> str:
     """The other models and precisions: times plain alone."""
-    cells = result.get("more")
-    if not cells:
-        return []
     heads = [f"{cell['settings']['model']}, {cell['settings']['precision']}" for cell in cells]
-    rows = ["", "Times plain Trainer with other models and precisions:", ""]
-    rows += [f"| method | {' | '.join(heads)} |", "|---" * (len(cells) + 1) + "|"]
+    rows = [f"| method | {' | '.join(heads)} |", "|---" * (len(cells) + 1) + "|"]
     rows += [f"| {v} | {' | '.join(ratio(cell, v) for cell in cells)} |" for v in cells[0]["time"]]
     models = {cell["settings"]["model"]: cell for cell in cells}
-    return [*rows, "", "; ".join(f"`{model}`: {described(cell)}" for model, cell in models.items()) + "."]
+    return "\n".join([*rows, "", "; ".join(f"`{model}`: {described(cell)}" for model, cell in models.items()) + "."])
 
 
 def left_out(result: dict) -> list[str]:
@@ -139,7 +135,10 @@ def tables() -> dict[str, str]:
     for place, file in (("", "step_time.json"), (" cuda", "step_time_cuda.json")):
         if (RESULTS / file).exists():
             found["cost" + place] = cost_table(file)
-            if json.loads((RESULTS / file).read_text()).get("growth"):
+            result = json.loads((RESULTS / file).read_text())
+            if result.get("more"):
+                found["cost others" + place] = others_table(result["more"])
+            if result.get("growth"):
                 found["cost growth" + place] = growth_table(file)
     for place, file in (("", "overhead.json"), (" cuda", "overhead_cuda.json")):
         if (RESULTS / file).exists():

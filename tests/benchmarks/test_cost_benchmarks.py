@@ -62,10 +62,10 @@ def test_tables_are_made_of_it(result, tmp_path, monkeypatch):
     assert not any(name.startswith("cost") for name in before)
     (tmp_path / "step_time_cuda.json").write_text(json.dumps(result))
     found = tables.tables()
-    assert found.keys() - before == {"cost cuda", "cost growth cuda"}
+    assert found.keys() - before == {"cost cuda", "cost others cuda", "cost growth cuda"}
     sam = next(line for line in found["cost cuda"].splitlines() if line.startswith("| sam |"))
     assert sam.endswith("| 2.00 | 0.50 |")
-    assert "tiny, bf16" in found["cost cuda"] and "peft is not installed" in found["cost cuda"]
+    assert "tiny, bf16" in found["cost others cuda"] and "peft is not installed" in found["cost cuda"]
     assert "| accumulation | 4 |" in found["cost growth cuda"]
 
 
