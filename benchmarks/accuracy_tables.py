@@ -44,7 +44,7 @@ def accuracy_table(task: str) -> str:
     for noise, rows in by_noise(load(task)).items():
         lines += [f"{noise:.0%} of the training labels wrong:", ""]
         lines += [
-            "| | final epoch, % | best epoch, % | minus AdamW | minus AdamW with equal compute | epochs × passes |"
+            "| | final epoch, % | best epoch, % | minus AdamW | minus AdamW, twice the epochs | epochs × passes |"
         ]
         lines += ["|---|---|---|---|---|---|"]
         for row in rows:
