@@ -25,6 +25,8 @@ def test_results_are_those_of_the_configuration(comparison, monkeypatch):
     assert [run.name for run in runs if records.finished(run) is None] == []
 
     fields = ("variant", "label_noise", "choice", "seeds", "values")
-    committed = [{key: row[key] for key in fields} for row in json.loads((results / "compare.json").read_text())["rows"]]
+    committed = [
+        {key: row[key] for key in fields} for row in json.loads((results / "compare.json").read_text())["rows"]
+    ]
     rows = [row.as_json(plan.greater_is_better) for row in summarise(plan, records, candidates)]
     assert [{key: row[key] for key in fields} for row in json.loads(json.dumps(rows))] == committed
