@@ -39,6 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pytorch_optimizer's SAM in Trainer": {"rival": "pytorch_optimizer"},
 }
 BASELINES = {"none, LoRA": "none, LoRA", "nbar, LoRA": "none, LoRA"}
+BASELINE_UPDATES = 5  # counted at least: their noise is in every ratio
 
 MODELS = {
     "tiny": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 100},
@@ -47,6 +48,9 @@ MODELS = {
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
     "large": {"hidden_size": 1152, "num_hidden_layers": 26, "num_attention_heads": 18},  # 20 times small
 }
+
+# Examples and tokens where what an update does to the weights is to show
+TINY_BATCH = {"batch_size": 2, "length": 8}
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Cell:
         updates: counted updates of a turn, at least; a whole cycle where updates differ.
         uncounted: updates before those: the optimizer's state is made, the allocator warms up.
         rounds: turns of every variant, at most.
-        seconds: no round is begun after that many; the first one always is.
+        seconds: no round is begun after that many; the first one always is. FLOPs are counted before them.
     """
 
     model: str = "small"
@@ -136,9 +140,9 @@ class Bench:
     def turn(
         self, variant: str, flops: FlopCounterMode | None = None, at_start: Callable[[], Any] | None = None
     ) -> UpdateTimer:
-        settings = dict(VARIANTS[variant])
+        settings = {key: value for key, value in VARIANTS[variant].items() if key != "cycle"}
         model = self._model(settings.pop("lora", False))
-        updates = max(self.cell.updates, settings.pop("cycle", 1))
+        updates = self.counted_updates(variant)
         timer = UpdateTimer(self.cell, updates, flops, at_start)
         self._trainer(settings, model, updates, timer).train()
         # What accelerate puts around the forward of a model in mixed precision would pile up
@@ -146,6 +150,10 @@ class Bench:
         model.zero_grad()
         gc.collect()
         return timer
+
+    def counted_updates(self, variant: str) -> int:
+        least = BASELINE_UPDATES if variant in (PLAIN, *BASELINES.values()) else 1
+        return max(self.cell.updates, VARIANTS[variant].get("cycle", 1), least)
 
     def trained_bytes(self, variant: str) -> int:
         model = self._model(VARIANTS[variant].get("lora", False))
@@ -228,12 +236,12 @@ def possible(variants: list[str]) -> tuple[list[str], dict[str, str]]:
 
 def measure(cell: Cell, variants: list[str], output_dir: str, with_flops: bool = True) -> dict[str, Any]:
     """
-    All variants of a cell in turn, round by round; ratios are taken within a round.
+    All variants of a cell in turn, round by round, each round from another one on: what a place in the round does to a
+    time falls on all of them. Ratios are taken within a round.
 
     Args:
         with_flops (`bool`, *optional*, defaults to `True`): count FLOPs in a round before, which is not timed.
     """
-    started = time.monotonic()
     bench = Bench(cell, output_dir)
     result: dict[str, Any] = {"settings": {**asdict(cell), "parameters": bench.parameters()}}
     result["settings"].pop("seconds")
@@ -246,8 +254,10 @@ def measure(cell: Cell, variants: list[str], output_dir: str, with_flops: bool =
             v: {"per_update": n, "times_plain": n / counted[BASELINES.get(v, PLAIN)]} for v, n in counted.items()
         }
     rounds: list[dict[str, UpdateTimer]] = []
+    started = time.monotonic()
     while not rounds or (len(rounds) < cell.rounds and time.monotonic() - started < cell.seconds):
-        rounds.append({variant: bench.turn(variant) for variant in variants})
+        first = len(rounds) * (len(variants) // 3 + 1) % len(variants)
+        rounds.append({variant: bench.turn(variant) for variant in variants[first:] + variants[:first]})
     result["settings"]["rounds"] = len(rounds)
     result["time"] = {
         variant: {

@@ -15,7 +15,7 @@ import torch
 from cost_cell import PLAIN, Cell, measure
 
 DAVDA = "davda54's SAM in Trainer"
-FEW = [PLAIN, "sam", DAVDA]
+FEW = [PLAIN, "sam", "sam, radius auto", DAVDA]
 
 
 def growth(

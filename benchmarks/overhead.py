@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cost_cell import MODELS, VARIANTS, Bench, Cell, clock, write
+from cost_cell import MODELS, TINY_BATCH, VARIANTS, Bench, Cell, clock, write
 from transformers import Trainer
 from transformers.utils import logging
 
@@ -56,7 +56,6 @@ PIECES: list[tuple[Any, str, str]] = [
     (StepLength, "before_step", "step length"),
     (StepLength, "after_step", "step length"),
 ]
-TINY_BATCH = {"batch_size": 2, "length": 8}
 TRAINERS_OWN = (PASS, "batches (Trainer)")
 VARIANTS_OF_INTEREST = ["sam", "sam, radius auto", "gsam", "looksam (every 5th update)"]
 
@@ -114,8 +113,7 @@ def profile(cell: Cell, variant: str, output_dir: str) -> dict[str, Any]:
         pieces = Pieces()
         with wrapped(pieces):
             timer = bench.turn(variant, at_start=pieces.seconds.clear)
-        updates = max(cell.updates, VARIANTS[variant].get("cycle", 1))
-        row = {label: seconds / updates for label, seconds in pieces.seconds.items()}
+        row = {label: seconds / bench.counted_updates(variant) for label, seconds in pieces.seconds.items()}
         rounds.append({"update": timer.seconds, **row})
     labels = list(dict.fromkeys(label for row in rounds for label in row))
     table = {label: 1000 * statistics.median(row.get(label, 0.0) for row in rounds) for label in labels}

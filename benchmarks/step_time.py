@@ -10,7 +10,8 @@ Time: the variants train in turn in one process, so that a machine whose speed d
 taken round by round. Without a GPU it is the processor time of one process. Memory: on a GPU the peak of the counted
 updates, else the peak of one fresh process a variant, over tiny batches. nbar trains LoRA adapters: it is compared
 with plain training of these. `--seconds` bounds the rounds and not the set-up; one round of each part is always run.
-The result file is written after each part: where a run was cut off, the same command goes on.
+The result file is written after each part: where a run was cut off, the same command goes on. With `--growth none` the
+growth that it holds stays.
 """
 
 from __future__ import annotations
@@ -27,14 +28,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cost_cell import MODELS, VARIANTS, Bench, Cell, measure, memory_table, peak_resident_bytes, possible, write
+from cost_cell import (
+    MODELS,
+    TINY_BATCH,
+    VARIANTS,
+    Bench,
+    Cell,
+    measure,
+    memory_table,
+    peak_resident_bytes,
+    possible,
+    write,
+)
 from cost_growth import AXES, growth
 from transformers.utils import logging
 
 from sam_hf.commands.environment import environment
 
-# Examples and tokens of the larger models: tiny, so that what an update does to the weights shows
-TINY_BATCH = {"batch_size": 2, "length": 8}
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "pytorch_optimizer")
 GROWTH_MODELS = ["quarter", "small", "base", *(["large"] if torch.cuda.is_available() else [])]
 GROWTH_SHARE = 0.2  # of the seconds
@@ -61,7 +71,7 @@ def cells(options: argparse.Namespace) -> Iterator[Cell]:
 
 
 def memory_of(variant: str, options: argparse.Namespace, output_dir: str) -> dict[str, int]:
-    bench = Bench(Cell(model=options.models[0], batch_size=2, length=8, updates=2), output_dir)
+    bench = Bench(Cell(model=options.models[0], **TINY_BATCH, updates=2), output_dir)
     bench.turn(variant)
     return {"peak_bytes": peak_resident_bytes(), "trained_bytes": bench.trained_bytes(variant)}
 
@@ -88,6 +98,12 @@ def run(options: argparse.Namespace, output_dir: str) -> dict[str, Any]:
     if options.growth:
         known = earlier[0].get("growth", {}) if rows[0] else {}
         result["growth"] = {axis: known[axis] for axis in options.growth if axis in known}
+        result["growth_environment"] = result["environment"]
+    elif options.output and options.output.exists():
+        found = json.loads(options.output.read_text())
+        if "growth" in found:
+            result["growth"] = found["growth"]
+            result["growth_environment"] = found.get("growth_environment", found["environment"])
     for place, cell in enumerate(planned):
         rows[place] = rows[place] or measure(cell, variants, output_dir, with_flops[place])
         show(rows[place])

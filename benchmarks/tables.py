@@ -57,8 +57,11 @@ def cost_table(name: str) -> str:
         copies = f"{result['memory'][variant]['copies_over_plain']:.2f}"
         rows.append(f"| {' | '.join([variant, ratio(result, variant), *counted, copies])} |")
     clock = "wall time" if result["environment"]["gpu"] else "CPU time"
+    # On a GPU the peaks are those of the timed updates
+    on_gpu = result["environment"]["gpu"]
+    peaks = "" if on_gpu else " Peaks: resident memory of a process each, at batch 2 and length 8."
     note = (
-        f"{described(result)}, {clock}; {machine(result['environment'])}. nbar is compared with "
+        f"{described(result)}, {clock}; {machine(result['environment'])}.{peaks} nbar is compared with "
         "plain training of the same LoRA adapters."
     )
     return "\n".join([*rows, "", note, *left_out(result)])
@@ -78,8 +81,9 @@ def left_out(result: dict) -> list[str]:
 
 
 def growth_table(name: str) -> str:
-    """Milliseconds of plain updates, and what two ways to SAM take more, along each axis."""
-    rows = ["| grows | | plain, ms | sam | davda54's SAM in Trainer |", "|---|---|---|---|---|"]
+    """Milliseconds of plain updates, and what ways to SAM take more, along each axis."""
+    variants = ("sam", "sam, radius auto", "davda54's SAM in Trainer")
+    rows = [f"| grows | | plain, ms | {' | '.join(variants)} |", "|---" * (3 + len(variants)) + "|"]
     for axis, cells in json.loads((RESULTS / name).read_text())["growth"].items():
         for cell in cells:
             settings = cell["settings"]
@@ -90,8 +94,8 @@ def growth_table(name: str) -> str:
                 "processes": settings.get("processes"),
             }[axis]
             plain = 1000 * cell["time"]["none"]["seconds_per_update"]["median"]
-            ours, theirs = (ratio(cell, v) if v in cell["time"] else "" for v in ("sam", "davda54's SAM in Trainer"))
-            rows.append(f"| {axis.replace('_', '-')} | {value} | {plain:.1f} | {ours} | {theirs} |")
+            ratios = " | ".join(ratio(cell, v) if v in cell["time"] else "" for v in variants)
+            rows.append(f"| {axis.replace('_', '-')} | {value} | {plain:.1f} | {ratios} |")
     return "\n".join(rows)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import cost_cell
@@ -46,6 +47,42 @@ def test_every_variant_is_timed_and_counted(result):
     assert {v: row["times_plain"] for v, row in result["flops"].items()} == {"none": 1} | dict.fromkeys(
         ["sam", *RIVALS], 2
     )
+
+
+def test_no_variant_keeps_its_place_in_the_rounds(tmp_path, monkeypatch):
+    turns = []
+
+    def turn(self, variant, flops=None, at_start=None):
+        turns.append(variant)
+        return types.SimpleNamespace(seconds=2.0 if variant == "sam" else 1.0, flops=1.0)
+
+    monkeypatch.setattr(cost_cell.Bench, "turn", turn)
+    variants = ["none", "sam", "msam", "gsam"]
+    found = cost_cell.measure(cost_cell.Cell(model="tiny", rounds=4), variants, str(tmp_path), with_flops=False)
+    rounds = [turns[start : start + 4] for start in range(0, 16, 4)]
+    assert all(sorted(row) == sorted(variants) for row in rounds)
+    assert len({row[0] for row in rounds}) > 1
+    assert found["time"]["sam"]["times_plain"]["median"] == 2
+
+
+def test_the_round_that_counts_flops_takes_no_time_of_the_others(tmp_path, monkeypatch):
+    now = [0.0]
+
+    def turn(self, variant, flops=None, at_start=None):
+        now[0] += 100 if flops is not None else 1
+        return types.SimpleNamespace(seconds=1.0, flops=1.0)
+
+    monkeypatch.setattr(cost_cell.Bench, "turn", turn)
+    monkeypatch.setattr(cost_cell.time, "monotonic", lambda: now[0])
+    found = cost_cell.measure(cost_cell.Cell(model="tiny", rounds=9, seconds=5), ["none", "sam"], str(tmp_path))
+    assert found["settings"]["rounds"] == 3  # begun at 0, 2 and 4 seconds
+
+
+def test_baselines_are_timed_over_several_updates(tmp_path):
+    bench = cost_cell.Bench(cost_cell.Cell(model="tiny", updates=2), str(tmp_path))
+    assert bench.counted_updates("sam") == 2
+    assert bench.counted_updates("none") == bench.counted_updates("none, LoRA") == cost_cell.BASELINE_UPDATES
+    assert bench.counted_updates("sam, every 10th update") == 10
 
 
 def test_growth_is_measured_at_equal_examples(result):
@@ -111,6 +148,10 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path, monkeypatch):
     }
     run()
     assert measured == ["fp32"], "nothing is left"
+    measured.clear()
+    run("--anew", "--growth", "none")
+    found = json.loads(output.read_text())
+    assert found["growth"] == after["growth"] and found["growth_environment"] == found["environment"]
     for changed in (["--anew"], ["--updates", "2"]):
         measured.clear()
         with pytest.raises(KeyboardInterrupt):
