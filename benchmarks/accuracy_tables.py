@@ -80,6 +80,7 @@ def summary_table() -> str:
 
 
 def rules_table(task: str) -> str:
+    """Of training examples that were kept out: a share of a step was chosen by it, so not of test examples."""
     runs = json.loads((RESULTS / f"rho_rules_{task}.json").read_text())["runs"]
     settings, rules = [], []
     found = defaultdict(list)
@@ -88,7 +89,7 @@ def rules_table(task: str) -> str:
         setting = f"{run['examples']}, {run['noise']:.0%}, {run['lr']:g}{frozen}"
         settings += [setting] if setting not in settings else []
         rules += [run["rule"]] if run["rule"] not in rules else []
-        found[run["rule"], setting].append(50 * (run["kept_out"] + run["test"]))
+        found[run["rule"], setting].append(100 * run["kept_out"])
     rules.sort(
         key=lambda rule: (
             not rule.startswith("none"),
@@ -136,16 +137,6 @@ def flatness_table(task: str) -> str:
         f"{environment['torch']}, transformers {environment['transformers']}."
     )
     return "\n".join([*lines, "", note])
-
-
-def pictures() -> list[tuple[Path, str]]:
-    """Files of the results, and what they are called in docs/pictures."""
-    return [
-        (RESULTS / f"accuracy_{task}" / "pictures" / f"{name}.png", f"accuracy_{task}_{name}.png")
-        for task in ("text", "image")
-        for name in ("against_noise", "differences")
-        if (RESULTS / f"accuracy_{task}" / "pictures" / f"{name}.png").exists()
-    ]
 
 
 def tables() -> dict[str, str]:

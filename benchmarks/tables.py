@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
 
+import accuracy_pictures
 import accuracy_tables
 import gallery
 
@@ -164,15 +164,10 @@ def main() -> None:
         stale = stale or before != after
         if not options.check and before != after:
             page.write_text(after, encoding="utf-8")
-    for source, name in accuracy_tables.pictures():
-        target = ROOT / "docs" / "pictures" / name
-        if not target.exists() or target.read_bytes() != source.read_bytes():
-            stale = True
-            if not options.check:
-                shutil.copyfile(source, target)
     if options.check:
         sys.exit(int(stale))
     gallery.draw()
+    accuracy_pictures.draw()
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def _glance(plan: Plan, rows: list[Row]) -> list[Html]:
     rates = [f"{noise:.0%}" for noise in plan.label_noise]
     for kind, caption in (
         ("against_baseline", f"Final epoch, minus {plan.baseline}"),
-        ("at_equal_compute", f"Final epoch, minus {plan.baseline} at equal compute"),
+        ("at_equal_compute", f"Final epoch, minus {_longer_baseline(plan)}"),
     ):
         lines = []
         for name in plan.variants:
@@ -144,12 +144,18 @@ def _differences(plan: Plan, rows: list[Row]) -> dict[str, dict[str, dict[str, D
     for row in rows:
         found = {
             f"minus {plan.baseline}": row.against_baseline["final"],
-            f"minus {plan.baseline} at equal compute": row.at_equal_compute["final"],
+            f"minus {_longer_baseline(plan)}": row.at_equal_compute["final"],
         }
         known = {opponent: difference for opponent, difference in found.items() if difference is not None}
         if known:
             panels.setdefault(f"label noise {row.label_noise:.0%}", {})[row.variant] = known
     return panels
+
+
+def _longer_baseline(plan: Plan) -> str:
+    """By its name where there is one alone: of the variants that it is compared with some may have taken less."""
+    names = {name for twins in plan.twins.values() for name in twins if name is not None}
+    return names.pop() if len(names) == 1 else f"{plan.baseline} at equal compute"
 
 
 def _unit_of_compute(plan: Plan) -> str:

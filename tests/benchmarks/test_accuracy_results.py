@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import accuracy_pictures
 import pytest
+import tables
 
 from sam_hf.compare.read import read_plan
 from sam_hf.compare.records import Records
@@ -24,9 +26,33 @@ def test_results_are_those_of_the_configuration(comparison, monkeypatch):
     runs = [*plan.selection_runs(), *plan.final_runs(choices(candidates))]
     assert [run.name for run in runs if records.finished(run) is None] == []
 
-    fields = ("variant", "label_noise", "choice", "seeds", "values")
-    committed = [
-        {key: row[key] for key in fields} for row in json.loads((results / "compare.json").read_text())["rows"]
-    ]
-    rows = [row.as_json(plan.greater_is_better) for row in summarise(plan, records, candidates)]
-    assert [{key: row[key] for key in fields} for row in json.loads(json.dumps(rows))] == committed
+    committed = json.loads((results / "compare.json").read_text())["rows"]
+    rows = json.loads(
+        json.dumps([row.as_json(plan.greater_is_better) for row in summarise(plan, records, candidates)])
+    )
+    assert flat(rows) == flat(committed, approximate=True)
+
+
+def flat(value, approximate=False, path="") -> dict:
+    """Leaves by their paths: `pytest.approx` does not look into what is nested."""
+    if not isinstance(value, (dict, list)):
+        return {path: pytest.approx(value, abs=1e-9) if approximate and isinstance(value, float) else value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {leaf: found for key, inner in items for leaf, found in flat(inner, approximate, f"{path}/{key}").items()}
+
+
+def test_every_table_and_picture_has_a_place():
+    pages = [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    for name in tables.tables():
+        assert text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->") == 1, name
+    for picture in ROOT.glob("docs/pictures/accuracy_*.png"):
+        assert text.count(f"(pictures/{picture.name})") == 1, picture.name
+
+
+def test_pictures_are_drawn_from_the_records(tmp_path, monkeypatch):
+    monkeypatch.setattr(accuracy_pictures, "PICTURES", tmp_path)
+    monkeypatch.chdir(tmp_path)  # and back at the end
+    accuracy_pictures.draw()
+    committed = sorted(path.name for path in ROOT.glob("docs/pictures/accuracy_*.png"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == committed

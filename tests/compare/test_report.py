@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -107,3 +108,25 @@ def test_lines_against_noise_are_the_means_in_percent():
     assert ax.containers[0].lines[0].get_ydata().tolist() == pytest.approx([80, 50])
     assert len(ax.containers) == 1
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0%", "40%"]
+
+
+def test_the_longer_baseline_is_named(recorded, tmp_path):
+    """Not "at equal compute", where the configuration chose it: variants of fewer passes are compared with it too."""
+    plan, records = recorded
+    twins = {"adamw": (None,), "adamw, longer": (None,), "<sam> & co": ("adamw, longer",) * 2}
+    plan = replace(
+        plan,
+        variants={**plan.variants, "adamw, longer": Variant("adamw, longer", {"num_train_epochs": 4})},
+        twins=twins,
+        compute={**plan.compute, "adamw, longer": (4.0,)},
+    )
+    for noise in plan.label_noise:
+        for seed in plan.seeds:
+            evaluations = [{"epoch": 1, "step": 1, "eval_accuracy": 0.6}]
+            content = {"evaluations": evaluations, "train": {"train_runtime": 3.0}, "memory": None, "environment": {}}
+            records.add(plan.final_run("adamw, longer", {}, noise, seed), content)
+    candidates = search_results(plan, records)
+    rows = summarise(plan, records, candidates)
+    write_report(plan, rows, candidates, records, tmp_path)
+    picture = (tmp_path / "pictures" / "differences.svg").read_text(encoding="utf-8")
+    assert "minus adamw, longer" in picture and "at equal compute" not in picture
