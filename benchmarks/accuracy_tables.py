@@ -115,7 +115,7 @@ def flatness_table(task: str) -> str:
         "| | λmax | λmax/λ5 | trace | m-sharpness | L(w) | accuracy, % | λmax by seed |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for variant, models in rows.items():
+    for variant, models in sorted(rows.items(), key=lambda row: not row[0].startswith("adamw")):
         cells = [variant]
         for key, factor, digits in (
             ("lambda_max", 1, 0),
@@ -130,11 +130,14 @@ def flatness_table(task: str) -> str:
             cells.append(f"{statistics.mean(values):.{digits}f}{spread}" if values else "")
         by_seed = [f"{model['lambda_max']:.0f}" for model in sorted(models, key=lambda model: model["seed"])]
         lines.append(f"| {' | '.join([*cells, ', '.join(by_seed)])} |")
-    settings, environment = result["settings"], next(iter(result["models"].values()))["environment"]
+    settings = result["settings"]
+    machines = {
+        f"{e['gpu'] or e['cpu']}, torch {e['torch']}, transformers {e['transformers']}"
+        for e in (model["environment"] for model in result["models"].values())
+    }
     note = (
         f"Mean ± standard deviation over seeds, all on the same {settings['examples']} training examples; m-sharpness "
-        f"with m = {settings['batch_size']}, ρ = {settings['rho']}. {environment['gpu'] or environment['cpu']}, torch "
-        f"{environment['torch']}, transformers {environment['transformers']}."
+        f"with m = {settings['batch_size']}, ρ = {settings['rho']}. {'; '.join(sorted(machines))}."
     )
     return "\n".join([*lines, "", note])
 
