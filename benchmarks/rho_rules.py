@@ -92,7 +92,7 @@ def trainer_class(rule: str):
                 taken = self.lengths if kind == "steps" else self.lengths[-1:]
                 return share * sum(taken) / max(1, len(taken))
             window = self._sam_window
-            if kind in ("gradient", "rise") and window is not None and hasattr(window, "_totals"):
+            if kind in ("gradient", "rise") and window is not None:
                 loss, perturbed = float(window._totals.loss), float(window._totals.perturbed_loss)
                 if kind == "gradient":
                     return share * (perturbed - loss) / self.args.sam_rho
@@ -145,7 +145,7 @@ def carry_out(job: dict) -> dict:
         trainer.train()
         accuracy = {}
         for name, part in (("kept_out", kept_out), ("test", test)):
-            prediction = trainer.predict(part)
+            prediction = trainer.predict(part[: job.get("limit")])
             scores = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
             accuracy[name] = float((scores.argmax(-1) == prediction.label_ids).mean())
     return {**job, **accuracy, "environment": environment()}
@@ -203,7 +203,8 @@ def main() -> None:
     names = ("examples", "noise", "lr", "epochs", "extra")
     settings = [dict(zip(names, values, strict=True)) for values in SETTINGS[options.task]]
     for setting in settings:
-        setting["examples"] = min(setting["examples"], options.examples or setting["examples"])
+        if options.examples:
+            setting |= {"examples": min(setting["examples"], options.examples), "limit": options.examples}
     jobs = [
         {"task": options.task, "rule": rule, "seed": seed, **setting}
         for seed in options.seeds

@@ -207,6 +207,8 @@ def test_pieces_are_an_update_together(tmp_path, monkeypatch, capsys):
         pieces = {label: ms for label, ms in row["milliseconds"].items() if label != "update"}
         assert min(pieces.values()) >= 0 and pieces["pass"] > 0
         assert row["added_ms"] == pytest.approx(sum(pieces.values()) - sum(pieces[x] for x in overhead.TRAINERS_OWN))
+        # The optimizer and the loop around it are no pieces
+        assert 0.5 * row["milliseconds"]["update"] < sum(pieces.values()) < 1.05 * row["milliseconds"]["update"]
         assert 0 < row["added_share"] < 1
     assert tables.TRAINERS_OWN == overhead.TRAINERS_OWN
     monkeypatch.setattr(tables, "RESULTS", tmp_path)

@@ -1,0 +1,26 @@
+"""The script of radii that need no tuning trains with its rules, and its results make the table."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import accuracy_tables
+import rho_rules
+
+
+def test_rules_are_run_and_tabulated(tmp_path, monkeypatch):
+    output = tmp_path / "rho_rules_text.json"
+    setting = (2000, 0.4, 1e-4, 1, {})
+    monkeypatch.setitem(rho_rules.SETTINGS, "text", [setting])
+    rules = ["none", "fixed 0.01", "gradient 0.004", "step 0.1"]
+    command = ["rho_rules.py", "--task", "text", "--examples", "64", "--seeds", "10", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", [*command, "--rules", *rules])
+    rho_rules.main()
+    runs = json.loads(output.read_text())["runs"]
+    assert sorted(run["rule"] for run in runs) == sorted(rules)
+    assert all(0 <= run["kept_out"] <= 1 and 0 <= run["test"] <= 1 for run in runs)
+    monkeypatch.setattr(accuracy_tables, "RESULTS", tmp_path)
+    lines = accuracy_tables.rules_table("text").splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == rules
+    assert f"| {100 * runs[0]['kept_out']:.1f} |" in next(line for line in lines if f"| {runs[0]['rule']} |" in line)
