@@ -57,9 +57,12 @@ def cost_table(name: str) -> str:
         copies = f"{result['memory'][variant]['copies_over_plain']:.2f}"
         rows.append(f"| {' | '.join([variant, ratio(result, variant), *counted, copies])} |")
     clock = "wall time" if result["environment"]["gpu"] else "CPU time"
-    # On a GPU the peaks are those of the timed updates
-    on_gpu = result["environment"]["gpu"]
-    peaks = "" if on_gpu else " Peaks: resident memory of a process each, at batch 2 and length 8."
+    peaks = ""
+    if not result["environment"]["gpu"]:  # there the peaks are those of the timed updates
+        peaks = (
+            " Peaks: resident memory of a process each, at batch 2 and length 8; they differ by some MB from run to "
+            "run, which is more than the adapters of LoRA."
+        )
     note = (
         f"{described(result)}, {clock}; {machine(result['environment'])}.{peaks} nbar is compared with "
         "plain training of the same LoRA adapters."
