@@ -9,10 +9,7 @@ import accuracy_pictures
 import pytest
 import tables
 
-from sam_hf.compare.read import read_plan
-from sam_hf.compare.records import Records
-from sam_hf.compare.search import choices, search_results
-from sam_hf.compare.summary import summarise
+from sam_hf.compare.search import choices
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,15 +18,12 @@ ROOT = Path(__file__).parents[2]
 def test_results_are_those_of_the_configuration(comparison, monkeypatch):
     monkeypatch.chdir(ROOT)
     results = ROOT / "benchmarks" / "results" / comparison.stem
-    plan, records = read_plan(str(comparison)), Records(results / "runs")
-    candidates = search_results(plan, records)
+    plan, found, candidates, records = accuracy_pictures.summarised(comparison.stem)
     runs = [*plan.selection_runs(), *plan.final_runs(choices(candidates))]
     assert [run.name for run in runs if records.finished(run) is None] == []
 
     committed = json.loads((results / "compare.json").read_text())["rows"]
-    rows = json.loads(
-        json.dumps([row.as_json(plan.greater_is_better) for row in summarise(plan, records, candidates)])
-    )
+    rows = json.loads(json.dumps([row.as_json(plan.greater_is_better) for row in found]))
     assert flat(rows) == flat(committed, approximate=True)
 
 
