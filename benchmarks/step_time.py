@@ -11,7 +11,7 @@ taken round by round. Without a GPU it is the processor time of one process. Mem
 updates, else the peak of one fresh process a variant, over tiny batches. nbar trains LoRA adapters: it is compared
 with plain training of these. `--seconds` bounds the rounds and not the set-up; one round of each part is always run.
 The result file is written after each part: where a run was cut off, the same command goes on. With `--growth none` the
-growth that it holds stays.
+growth that it holds stays, with `--growth_only` all the rest.
 """
 
 from __future__ import annotations
@@ -111,15 +111,20 @@ def run(options: argparse.Namespace, output_dir: str) -> dict[str, Any]:
         result["more"] = [row for row in rows[1:] if row]
         write(result, options.output)
     if options.growth:
-        first = replace(planned[0], seconds=options.seconds * GROWTH_SHARE)
-        missing = [axis for axis in options.growth if axis not in result["growth"]]
-        for axis, axis_rows in growth(first, missing, options.growth_models, output_dir):
-            result["growth"][axis] = axis_rows
-            write(result, options.output)
+        grow(result, planned[0], options, output_dir)
     if options.memory and not torch.cuda.is_available() and list(result.get("memory", {})) != variants:
         result["memory_environment"] = environment(PACKAGES)
         result["memory"] = memory_by_process(variants, options.models[0])
     return result
+
+
+def grow(result: dict[str, Any], first: Cell, options: argparse.Namespace, output_dir: str) -> None:
+    """Measure what `result` lacks of the growth."""
+    first = replace(first, seconds=options.seconds * GROWTH_SHARE)
+    missing = [axis for axis in options.growth if axis not in result["growth"]]
+    for axis, axis_rows in growth(first, missing, options.growth_models, output_dir):
+        result["growth"][axis] = axis_rows
+        write(result, options.output)
 
 
 def measured_earlier(options: argparse.Namespace, here: dict[str, Any]) -> list[dict[str, Any]]:
@@ -166,6 +171,7 @@ def main() -> None:
     parser.add_argument("--flops", action=argparse.BooleanOptionalAction, default=True, help="count FLOPs")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="peaks, on the CPU")
     parser.add_argument("--memory_only", action="store_true", help="measure the memory anew in the result file (CPU)")
+    parser.add_argument("--growth_only", action="store_true", help="measure the growth anew in the result file")
     parser.add_argument("--output", type=Path, help="result file; what it holds of them is not measured again")
     parser.add_argument("--anew", action="store_true", help="measure it again")
     parser.add_argument("--memory_of", choices=list(VARIANTS), help=argparse.SUPPRESS)
@@ -185,6 +191,10 @@ def main() -> None:
             result = json.loads(options.output.read_text())
             result |= {"memory_environment": environment(PACKAGES)}
             result["memory"] = memory_by_process(list(result["time"]), options.models[0])
+        elif options.growth_only:
+            result = json.loads(options.output.read_text())
+            result |= {"growth_environment": environment(PACKAGES), "growth": {}}
+            grow(result, next(cells(options)), options, output_dir)
         else:
             result = run(options, output_dir)
     write(result, options.output)

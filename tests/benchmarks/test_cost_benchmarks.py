@@ -152,6 +152,10 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path, monkeypatch):
     run("--anew", "--growth", "none")
     found = json.loads(output.read_text())
     assert found["growth"] == after["growth"] and found["growth_environment"] == found["environment"]
+    output.write_text(json.dumps(found | {"growth": {"processes": []}, "growth_environment": {}}))
+    measured.clear()
+    run("--growth_only", "--anew")
+    assert measured == ["fp32"] and json.loads(output.read_text()) == found, "growth anew, nothing else"
     for changed in (["--anew"], ["--updates", "2"]):
         measured.clear()
         with pytest.raises(KeyboardInterrupt):
