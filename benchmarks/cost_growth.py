@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cost_cell import PLAIN, Cell, measure
+from cost_cell import BASELINE_UPDATES, PLAIN, Cell, measure
 
 DAVDA = "davda54's SAM in Trainer"
 FEW = [PLAIN, "sam", "sam, radius auto", DAVDA]
@@ -30,12 +30,15 @@ def growth(
         models: along the axis of parameters.
     """
     batch = cell.batch_size
+    # One update over few examples takes milliseconds, which alone are noise
+    short = replace(cell, updates=max(cell.updates, BASELINE_UPDATES))
     cells = {
-        "parameters": [replace(cell, model=m, batch_size=min(4, batch), length=min(32, cell.length)) for m in models],
+        "parameters": [replace(short, model=m, batch_size=min(4, batch), length=min(32, cell.length)) for m in models],
         # The same examples an update
         "accumulation": [replace(cell, accumulation=steps) for steps in (1, 2, 4) if steps <= batch],
         "micro_batch": [
-            replace(cell, batch_size=size) for size in sorted({max(1, batch // 16), max(1, batch // 4), batch})
+            replace(cell if size == batch else short, batch_size=size)
+            for size in sorted({max(1, batch // 16), max(1, batch // 4), batch})
         ],
     }
     cells = {axis: cells[axis] for axis in axes if axis in cells}

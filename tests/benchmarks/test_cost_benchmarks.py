@@ -91,6 +91,13 @@ def test_growth_is_measured_at_equal_examples(result):
     assert {cell["settings"]["batch_size"] for cell in result["growth"]["accumulation"]} == {4}
 
 
+def test_short_updates_are_timed_several_at_a_time(monkeypatch):
+    monkeypatch.setattr(cost_growth, "measure", lambda cell, *_, **__: cell)
+    axes = dict(cost_growth.growth(cost_cell.Cell(), ["parameters", "micro_batch"], ["quarter", "base"], ""))
+    assert [cell.updates for cell in axes["parameters"]] == [cost_cell.BASELINE_UPDATES] * 2
+    assert [(cell.batch_size, cell.updates) for cell in axes["micro_batch"]] == [(2, 5), (8, 5), (32, 1)]
+
+
 def test_tables_are_made_of_it(result, tmp_path, monkeypatch):
     result["memory"] = {v: {"copies_over_plain": 0.5} for v in result["time"]}
     result["left_out"] = {"none, LoRA": "peft is not installed"}
