@@ -5,9 +5,9 @@ arXiv 2401.12033).
     ε̂ = −ρ v/‖v‖₂
 
 The perturbation follows the optimizer's first moment v of the update before (SGD's `momentum_buffer`, Adam's
-`exp_avg`) instead of a gradient of its own, against the direction in which the optimizer will step: one pass an
-update, at w + ε (algorithm 1). w itself is never visited, so that the logged `loss` is L(w+ε). Until there is a
-moment, ε = 0. Default ρ: that of SAM.
+`exp_avg`) instead of a gradient of its own, to the side on which the optimizer has just stepped and will step again:
+one pass an update, at w + ε (algorithm 1). w itself is never visited, so that the logged `loss` is L(w+ε). Until there
+is a moment, ε = 0. Default ρ: that of SAM.
 """
 
 from __future__ import annotations
