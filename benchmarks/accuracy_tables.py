@@ -148,8 +148,9 @@ def tables() -> dict[str, str]:
     for task in ("text", "text_rates", "text_all", "image", "image_rates", "image_crops", "image_80"):
         if (RESULTS / f"accuracy_{task}" / "compare.json").exists():
             found[f"accuracy {task}"] = accuracy_table(task)
-        if (RESULTS / f"rho_rules_{task}.json").exists():
-            found[f"rho rules {task}"] = rules_table(task)
         if (RESULTS / f"flatness_{task}.json").exists():
             found[f"flatness {task}"] = flatness_table(task)
+    for task in ("text", "image", "image_sizes"):
+        if (RESULTS / f"rho_rules_{task}.json").exists():
+            found[f"rho rules {task}"] = rules_table(task)
     return found | {"results": summary_table()}

@@ -28,6 +28,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+IMAGES = Path(__file__).parents[1] / "data" / "fashion_mnist"
 SETTINGS = {
     # examples, share of wrong labels, learning rate, epochs, arguments
     "text": [
@@ -44,6 +45,11 @@ SETTINGS = {
         (2000, 0.8, 1e-3, 2, {"sam_batch_norm": "first"}),
         (2000, 0.4, 3e-4, 2, {"sam_batch_norm": "first"}),
         (2000, 0.4, 3e-4, 2, {"sam_batch_norm": "frozen"}),
+    ],
+    # The committed subset has fewer: --images
+    "image_sizes": [
+        (500, 0.4, 3e-4, 6, {"sam_batch_norm": "frozen"}),
+        (7000, 0.4, 3e-4, 1, {"sam_batch_norm": "frozen"}),
     ],
 }
 RULES = [
@@ -103,7 +109,7 @@ def trainer_class(rule: str):
     return Trainer
 
 
-def carry_out(job: dict) -> dict:
+def carry_out(job: dict, images: Path) -> dict:
     import numpy as np
     from transformers import set_seed
     from transformers.utils import logging
@@ -112,8 +118,10 @@ def carry_out(job: dict) -> dict:
     from sam_hf.commands.environment import environment
 
     logging.set_verbosity_error()
-    make_model, train, kept_out, test, collate, classes = data_of(job["task"])
+    make_model, train, kept_out, test, collate, classes = data_of(job["task"], images)
     rule, examples, noise, lr, epochs, extra = (job[k] for k in ("rule", "examples", "noise", "lr", "epochs", "extra"))
+    if len(train) < examples:
+        raise ValueError(f"{images}: {examples} training images are asked for, {len(train)} are there")
     random = np.random.default_rng(1000 + job["seed"])
     rows = [dict(train[i]) for i in random.permutation(len(train))[:examples]]
     for i in random.permutation(examples)[: round(noise * examples)]:
@@ -151,7 +159,7 @@ def carry_out(job: dict) -> dict:
     return {**job, **accuracy, "environment": environment()}
 
 
-def data_of(task: str):
+def data_of(task: str, images: Path):
     """A new model, training rows, rows kept out of it, test rows, a collator and the number of classes."""
     from sam_hf.commands.demo import demo_model_path, load_demo_dataset
 
@@ -181,8 +189,7 @@ def data_of(task: str):
         labels = torch.tensor([row["labels"] for row in rows])
         return {"pixel_values": ((pictures - 0.5) / 0.5).expand(-1, 3, -1, -1).contiguous(), "labels": labels}
 
-    folder = Path(__file__).parents[1] / "data" / "fashion_mnist"
-    files = {"train": str(folder / "train.parquet"), "test": str(folder / "test.parquet")}
+    files = {part: str(images / f"{part}.parquet") for part in ("train", "test")}
     parts = load_dataset("parquet", data_files=files).rename_column("label", "labels")
     train, test = list(parts["train"]), list(parts["test"])
     path = demo_model_path("efficientnet-lite0")
@@ -196,6 +203,7 @@ def main() -> None:
     parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11])
     parser.add_argument("--examples", type=int, help="no more than these, to try the command")
+    parser.add_argument("--images", type=Path, default=IMAGES, help="what data/fashion_mnist/make_subset.py made")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
@@ -215,7 +223,7 @@ def main() -> None:
     jobs = [job for job in jobs if not any(job.items() <= run.items() for run in done)]
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=50) as pool:
-        for run in pool.imap_unordered(carry_out, jobs):
+        for run in pool.imap_unordered(partial(carry_out, images=options.images), jobs):
             done.append(run)
             options.output.write_text(json.dumps({"runs": done}, indent=1) + "\n")
             print(

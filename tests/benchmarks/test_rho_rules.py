@@ -6,6 +6,7 @@ import json
 import sys
 
 import accuracy_tables
+import pytest
 import rho_rules
 
 
@@ -24,3 +25,10 @@ def test_rules_are_run_and_tabulated(tmp_path, monkeypatch):
     lines = accuracy_tables.rules_table("text").splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == rules
     assert f"| {100 * runs[0]['kept_out']:.1f} |" in next(line for line in lines if f"| {runs[0]['rule']} |" in line)
+
+
+def test_more_images_than_there_are():
+    """Fewer would be trained on without a word, and the table say otherwise."""
+    job = {"task": "image_sizes", "rule": "none", "seed": 10, "examples": 7000, "noise": 0.4, "lr": 1e-3, "epochs": 1}
+    with pytest.raises(ValueError, match="7000 training images are asked for, 3000 are there"):
+        rho_rules.carry_out(job | {"extra": {}}, rho_rules.IMAGES)
