@@ -40,8 +40,8 @@ def chosen(row: dict) -> str:
 
 
 def accuracy_table(task: str) -> str:
-    lines = []
-    for noise, rows in by_noise(load(task)).items():
+    result, lines = load(task), []
+    for noise, rows in by_noise(result).items():
         lines += [f"{noise:.0%} of the training labels wrong:", ""]
         lines += [
             "| | final epoch, % | best epoch, % | minus AdamW | minus AdamW, twice the epochs | epochs × passes |"
@@ -53,20 +53,40 @@ def accuracy_table(task: str) -> str:
                 cells.append(points((row[against] or {}).get("final")))
             lines.append(f"| {' | '.join([*cells, format(row['compute'], 'g')])} |")
         lines.append("")
-    return "\n".join([*lines, provenance(task)])
+    tested = f"Bold: p < 0.05 after Holm's adjustment over the {differences(result)} differences here."
+    return "\n".join([*lines, f"{provenance(task)} {tested}"])
+
+
+def differences(result: dict) -> int:
+    """How many p-values of the final epoch were adjusted together."""
+    found = [
+        (row[key] or {}).get("final") for row in result["rows"] for key in ("against_baseline", "at_equal_compute")
+    ]
+    return sum(difference is not None and difference["p"] is not None for difference in found)
+
+
+def search_table(task: str) -> str:
+    """What the search saw: accuracies on the examples cut off from training, that of the choice bold."""
+    cells, noises = defaultdict(lambda: defaultdict(list)), []
+    for candidate in load(task)["search"]:
+        noise = candidate["label_noise"]
+        noises += [noise] if noise not in noises else []
+        value = ", ".join(format(value, "g") for value in candidate["choice"].values())
+        seen = f"{value}: {100 * candidate['score']:.1f}"
+        cells[candidate["variant"]][noise].append(f"**{seen}**" if candidate["chosen"] else seen)
+    lines = [f"| ρ: accuracy, % | {' | '.join(f'{noise:.0%} wrong labels' for noise in noises)} |"]
+    lines.append("|---" * (len(noises) + 1) + "|")
+    for variant, by_noise_rate in cells.items():
+        lines.append(f"| {variant} | {' | '.join(', '.join(by_noise_rate[noise]) for noise in noises)} |")
+    return "\n".join(lines)
 
 
 def provenance(task: str) -> str:
     """Seeds, hardware and versions of the runs."""
     records = [json.loads(path.read_text()) for path in sorted((RESULTS / f"accuracy_{task}" / "runs").glob("*.json"))]
     seeds = sorted({record["seed"] for record in records if record["purpose"] == "final"})
-    machines = {
-        (e["gpu"] or e["cpu"], f"torch {e['torch']}, transformers {e['transformers']}, accelerate {e['accelerate']}")
-        for e in (record["environment"] for record in records if record["status"] == "finished")
-    }
-    return (
-        f"Seeds {', '.join(map(str, seeds))}; " + "; ".join(f"{gpu}, {found}" for gpu, found in sorted(machines)) + "."
-    )
+    machines = {machine(record["environment"]) for record in records if record["status"] == "finished"}
+    return f"Seeds {', '.join(map(str, seeds))}; {'; '.join(sorted(machines))}."
 
 
 def summary_table() -> str:
@@ -75,14 +95,14 @@ def summary_table() -> str:
     lines = [f"| | {' | '.join(f'{noise:.0%} wrong labels' for noise in rows)} |", "|---" * (len(rows) + 1) + "|"]
     for variant in SHORT:
         found = [row for here in rows.values() for row in here if row["variant"] == variant]
-        lines.append(f"| {variant} | {' | '.join(percent(row['samples']['final']) for row in found)} |")
+        lines.append(f"| {variant} | {' | '.join(percent(row['samples']['final']) + chosen(row) for row in found)} |")
     return "\n".join([*lines, "", provenance("text")])
 
 
 def rules_table(task: str) -> str:
     """Of training examples that were kept out: a share of a step was chosen by it, so not of test examples."""
-    runs = json.loads((RESULTS / f"rho_rules_{task}.json").read_text())["runs"]
-    settings, rules = [], []
+    result = json.loads((RESULTS / f"rho_rules_{task}.json").read_text())
+    runs, settings, rules = result["runs"], [], []
     found = defaultdict(list)
     for run in runs:
         frozen = " frozen" if run["extra"].get("sam_batch_norm") == "frozen" else ""
@@ -100,8 +120,21 @@ def rules_table(task: str) -> str:
     lines = [f"| rule | {' | '.join(settings)} | mean |", "|---" * (len(settings) + 2) + "|"]
     for rule in rules:
         means = [statistics.mean(found[rule, setting]) for setting in settings]
-        lines.append(f"| {rule} | {' | '.join(f'{mean:.1f}' for mean in means)} | {statistics.mean(means):.1f} |")
-    return "\n".join(lines)
+        cells = [f"{mean:.1f}{half_range(found[rule, s])}" for mean, s in zip(means, settings, strict=True)]
+        lines.append(f"| {rule} | {' | '.join(cells)} | {statistics.mean(means):.1f} |")
+    seeds = sorted({run["seed"] for run in runs})
+    machines = {machine(run.get("environment", result.get("environment"))) for run in runs}
+    named = f"Seed {seeds[0]}" if len(seeds) == 1 else f"Seeds {', '.join(map(str, seeds))}, ± half of their range"
+    return "\n".join([*lines, "", f"{named}; {'; '.join(sorted(machines))}."])
+
+
+def half_range(values: list[float]) -> str:
+    return f" ± {(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else ""
+
+
+def machine(environment: dict) -> str:
+    versions = ", ".join(f"{name} {environment[name]}" for name in ("torch", "transformers", "accelerate"))
+    return f"{environment['gpu'] or environment['cpu']}, {versions}"
 
 
 def flatness_table(task: str) -> str:
@@ -135,9 +168,12 @@ def flatness_table(task: str) -> str:
         f"{e['gpu'] or e['cpu']}, torch {e['torch']}, transformers {e['transformers']}"
         for e in (model["environment"] for model in result["models"].values())
     }
+    traces = [(model["trace"], model["trace_error"]) for model in result["models"].values() if model["trace_error"]]
+    error = statistics.median(abs(error / trace) for trace, error in traces)
     note = (
         f"Mean ± standard deviation over seeds, all on the same {settings['examples']} training examples; m-sharpness "
-        f"with m = {settings['batch_size']}, ρ = {settings['rho']}. {'; '.join(sorted(machines))}."
+        f"with m = {settings['batch_size']}, ρ = {settings['rho']}; a trace is an estimate, its standard error "
+        f"{error:.0%} of it (median). {'; '.join(sorted(machines))}."
     )
     return "\n".join([*lines, "", note])
 
@@ -148,6 +184,8 @@ def tables() -> dict[str, str]:
     for task in ("text", "text_rates", "text_all", "image", "image_rates", "image_crops", "image_80"):
         if (RESULTS / f"accuracy_{task}" / "compare.json").exists():
             found[f"accuracy {task}"] = accuracy_table(task)
+            if load(task)["search"]:
+                found[f"search {task}"] = search_table(task)
         if (RESULTS / f"flatness_{task}.json").exists():
             found[f"flatness {task}"] = flatness_table(task)
     for task in ("text", "image", "image_sizes"):
