@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
 import os
 import shutil
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -41,12 +43,24 @@ class WorkerSettings:
 
 def work(connection: Connection, settings: WorkerSettings) -> None:
     """Answer every [`Run`] that arrives with the content of its record, until the other end is closed."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _prepare(settings)
     try:
         while True:
             connection.send(carry_out(connection.recv(), settings))
     except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         pass  # nobody waits for an answer any more
+
+
+def _end_with_parent() -> None:
+    """
+    A command that is killed cannot end its workers. Left alone, one would finish its run first, beside the command
+    that takes that run up again in the same folder.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _prepare(settings: WorkerSettings) -> None:

@@ -207,6 +207,36 @@ def test_a_process_that_dies_fails_its_run_alone(write_plan, tmp_path, capsys):
     assert "1 runs failed" in capsys.readouterr().out
 
 
+def test_workers_end_with_the_command(write_plan, tmp_path):
+    """Else a run that nobody waits for goes on beside the command that takes it up again, in the same folder."""
+    methods = {"adamw": {"sam_method": "none", "max_steps": 1_000_000}}
+    file, output = write_plan(methods=methods, seeds=[0], label_noise=[0]), tmp_path / "out"
+    command = [sys.executable, "-m", "sam_hf.commands.compare", file, "--output_dir", str(output)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    wait_for(lambda: (output / "work").is_dir() and any((output / "work").iterdir()))
+    process.kill()
+    process.wait()
+    try:
+        wait_for(lambda: not running_in(session=process.pid), seconds=20)
+    finally:
+        for left in running_in(session=process.pid):
+            os.kill(left, signal.SIGKILL)
+
+
+def running_in(session: int) -> list[int]:
+    """Processes of a session, by Linux's /proc, that are no zombies."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, its_session = stat.read_text().rpartition(")")[2].split()[:4]
+        except OSError:  # it has just ended
+            continue
+        if int(its_session) == session and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
 def test_a_comparison_that_was_killed_goes_on(swept, tmp_path, sent):
