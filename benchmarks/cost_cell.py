@@ -59,7 +59,8 @@ class Cell:
     Args:
         batch_size: examples of one update on each process.
         updates: counted updates of a turn, at least; a whole cycle where updates differ.
-        uncounted: updates before those: the optimizer's state is made, the allocator warms up.
+        uncounted: updates before those: the optimizer's state is made, the allocator warms up. Two, since the first
+            one of msam and of the radius auto is plain.
         rounds: turns of every variant, at most.
         seconds: no round is begun after that many; the first one always is. FLOPs are counted before them.
     """
@@ -70,7 +71,7 @@ class Cell:
     length: int = 128
     accumulation: int = 1
     updates: int = 1
-    uncounted: int = 1
+    uncounted: int = 2
     rounds: int = 5
     seconds: float = float("inf")
 

@@ -28,6 +28,7 @@ def machine(environment: dict) -> str:
 
 
 TRAINERS_OWN = ("pass", "batches (Trainer)")  # as benchmarks/overhead.py calls them
+BASELINE_UPDATES = 5  # as benchmarks/cost_cell.py times them
 SIZES = {"small": "A BERT of MiniLM's size", "base": "a BERT-base", "large": "a BERT of 20 times that size"}
 
 
@@ -38,10 +39,12 @@ def ratio(cell: dict, variant: str) -> str:
 
 def described(cell: dict) -> str:
     settings = cell["settings"]
+    updates = f"{settings['updates']} update{'s' if settings['updates'] > 1 else ''}"
     model, parameters = settings.get("model", "small"), settings.get("parameters", 22_713_986)
     return (
         f"{SIZES.get(model, model)} ({parameters / 1e6:.1f} M parameters), batch {settings['batch_size']}, length "
-        f"{settings['length']}, {settings['rounds']} rounds in turn"
+        f"{settings['length']}, {settings['rounds']} rounds in turn, {updates} of a method in each (whole intervals), "
+        f"{BASELINE_UPDATES} of plain training"
     )
 
 

@@ -112,8 +112,9 @@ def add_label_noise(
     dataset: Dataset, rate: float, scheme: LabelScheme, seed: int | tuple[int, ...]
 ) -> tuple[Dataset, int]:
     """
-    Symmetric noise as in section 3.3 of arXiv 2010.01412: exactly round(rate·n) of the encoded `labels` are replaced,
-    each by another class drawn uniformly. The same seed gives the same noise.
+    Symmetric noise, for the experiment of section 3.3 of arXiv 2010.01412: exactly round(rate·n) of the encoded
+    `labels` are replaced, each by another class drawn uniformly. (Where a replaced label may be drawn as it was, as in
+    some of the literature, fewer are wrong.) The same seed gives the same noise.
 
     Returns:
         `tuple[Dataset, int]`: the data set and the number of labels replaced.

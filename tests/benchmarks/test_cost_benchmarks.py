@@ -222,6 +222,7 @@ def test_pieces_are_an_update_together(tmp_path, monkeypatch, capsys):
         assert 0.5 * row["milliseconds"]["update"] < sum(pieces.values()) < 1.05 * row["milliseconds"]["update"]
         assert 0 < row["added_share"] < 1
     assert tables.TRAINERS_OWN == overhead.TRAINERS_OWN
+    assert tables.BASELINE_UPDATES == cost_cell.BASELINE_UPDATES
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     line = next(line for line in tables.tables()["overhead"].splitlines() if "| gsam |" in line)
     most = line.split("|")[-2]
