@@ -60,9 +60,10 @@ def test_the_quickstart_trains(tmp_path, monkeypatch, capsys):
     exec(first.replace('"out",', '"out", use_cpu=True, report_to="none", disable_tqdm=True,'), namespace)
     assert isinstance(namespace["trainer"], SAMTrainer)
     assert namespace["trainer"].state.global_step == 3
+    assert follows_steps(namespace["args"])
     assert "eval_loss" in capsys.readouterr().out
     exec(second, namespace)
-    assert follows_steps(namespace["args"])
+    assert namespace["args"].sam_rho == 0.01
 
 
 def test_the_code_of_every_page_compiles():
