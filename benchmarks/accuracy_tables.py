@@ -181,7 +181,7 @@ def flatness_table(task: str) -> str:
 def tables() -> dict[str, str]:
     """By the names of their markers; those without a result are left out."""
     found = {}
-    for task in ("text", "text_rates", "text_all", "image", "image_rates", "image_crops", "image_80"):
+    for task in ("text", "text_rates", "text_all", "image", "image_rates", "image_crops", "image_long", "image_80"):
         if (RESULTS / f"accuracy_{task}" / "compare.json").exists():
             found[f"accuracy {task}"] = accuracy_table(task)
             if load(task)["search"]:

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import accuracy_pictures
+import accuracy_tables
 import pytest
 import tables
 
 from sam_hf.compare.search import choices
+from sam_hf.compare.summary import comparisons
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,6 +27,19 @@ def test_results_are_those_of_the_configuration(comparison, monkeypatch):
     committed = json.loads((results / "compare.json").read_text())["rows"]
     rows = json.loads(json.dumps([row.as_json(plan.greater_is_better) for row in found]))
     assert flat(rows) == flat(committed, approximate=True)
+    assert accuracy_tables.differences({"rows": committed}) == comparisons(found)
+
+
+def test_the_search_is_shown_with_its_choice(tmp_path, monkeypatch):
+    monkeypatch.setattr(accuracy_tables, "RESULTS", tmp_path)
+    seen = [("sam", 0.0, 0.01, 0.8, True), ("sam", 0.0, 0.03, 0.75, False), ("sam", 0.4, 0.01, 0.5, True)]
+    names = ("variant", "label_noise", "choice", "score", "chosen")
+    search = [dict(zip(names, row, strict=True)) | {"choice": {"sam_rho": row[2]}} for row in seen]
+    (tmp_path / "accuracy_text").mkdir()
+    (tmp_path / "accuracy_text" / "compare.json").write_text(json.dumps({"search": search}))
+    lines = accuracy_tables.search_table("text").splitlines()
+    assert lines[0] == "| ρ: accuracy, % | 0% wrong labels | 40% wrong labels |"
+    assert lines[2] == "| sam | **0.01: 80.0**, 0.03: 75.0 | **0.01: 50.0** |"
 
 
 def flat(value, approximate=False, path="") -> dict:

@@ -27,6 +27,17 @@ def test_rules_are_run_and_tabulated(tmp_path, monkeypatch):
     assert f"| {100 * runs[0]['kept_out']:.1f} |" in next(line for line in lines if f"| {runs[0]['rule']} |" in line)
 
 
+def test_two_seeds_are_tabulated_with_their_range(tmp_path, monkeypatch):
+    monkeypatch.setattr(accuracy_tables, "RESULTS", tmp_path)
+    where = {"gpu": None, "cpu": "a CPU", "torch": "1", "transformers": "2", "accelerate": "3"}
+    run = {"rule": "step 0.1", "examples": 500, "noise": 0.4, "lr": 1e-4, "extra": {}, "environment": where}
+    runs = [run | {"seed": seed, "kept_out": value} for seed, value in ((10, 0.7), (11, 0.8))]
+    (tmp_path / "rho_rules_text.json").write_text(json.dumps({"runs": runs}))
+    lines = accuracy_tables.rules_table("text").splitlines()
+    assert lines[2] == "| step 0.1 | 75.0 ± 5.0 | 75.0 |"
+    assert lines[-1] == "Seeds 10, 11, ± half of their range; a CPU, torch 1, transformers 2, accelerate 3."
+
+
 def test_more_images_than_there_are():
     """Fewer would be trained on without a word, and the table say otherwise."""
     job = {"task": "image_sizes", "rule": "none", "seed": 10, "examples": 7000, "noise": 0.4, "lr": 1e-3, "epochs": 1}
