@@ -5,9 +5,18 @@ from __future__ import annotations
 import json
 import statistics
 from collections import defaultdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from sam_hf.compare.statistics import holm, paired_difference, verdict
+
 RESULTS = Path(__file__).parent / "results"
+# Comparisons and noise rates that are averaged over: up to 40%, above which one spread would be all of the average
+POOLED = {
+    "text": {"text": (0, 0.2, 0.4), "text_rates": (0.1, 0.3), "text_all": (0, 0.2)},
+    "images": {"image": (0, 0.4), "image_rates": (0.2,), "image_crops": (0, 0.4)},
+}
+OPPONENTS = ("adamw", "adamw, twice the epochs")
 SHORT = ("adamw", "adamw, twice the epochs", "sam", "sam, auto radius", "gsam", "msam")
 
 
@@ -97,6 +106,42 @@ def summary_table() -> str:
         found = [row for here in rows.values() for row in here if row["variant"] == variant]
         lines.append(f"| {variant} | {' | '.join(percent(row['samples']['final']) + chosen(row) for row in found)} |")
     return "\n".join([*lines, "", provenance("text")])
+
+
+def pooled_table() -> str:
+    """
+    Differences over settings: the accuracies of a seed are averaged over the settings that have the variant, and
+    these averages compared. Settings share seeds, examples and wrong labels, so that they are no replications.
+    """
+    rows = []
+    for task, settings in POOLED.items():
+        accuracies = [final_by_variant(name, noise) for name, noises in settings.items() for noise in noises]
+        for variant in dict.fromkeys(name for found in accuracies for name in found):
+            having = [found for found in accuracies if variant in found]
+            if variant in OPPONENTS or len(having) < 2:
+                continue
+            means = {name: seed_means([found[name] for found in having]) for name in (variant, *OPPONENTS)}
+            rows.append((task, variant, having, [paired_difference(means[variant], means[o]) for o in OPPONENTS]))
+    adjusted = iter(holm([difference.p for *_, differences in rows for difference in differences]))
+    lines = ["| | | settings | minus AdamW | minus AdamW, twice the epochs |", "|---|---|---|---|---|"]
+    for task, variant, having, differences in rows:
+        cells = []
+        for difference in differences:
+            judged = replace(difference, adjusted_p=next(adjusted))
+            cells.append(points(asdict(judged) | {"verdict": verdict(judged, greater_is_better=True)}))
+        lines.append(f"| {' | '.join([task, variant, str(len(having)), *cells])} |")
+    seeds = len(next(iter(accuracies[0].values())))
+    note = f"Over {seeds} seeds. Bold: p < 0.05 after Holm's adjustment over the {2 * len(rows)} differences here."
+    return "\n".join([*lines, "", note])
+
+
+def final_by_variant(task: str, noise: float) -> dict[str, dict[str, float]]:
+    """Accuracies at the final epoch, by variant and seed."""
+    return {row["variant"]: row["values"]["final"] for row in load(task)["rows"] if row["label_noise"] == noise}
+
+
+def seed_means(settings: list[dict[str, float]]) -> dict[int, float]:
+    return {int(seed): statistics.mean(values[seed] for values in settings) for seed in settings[0]}
 
 
 def rules_table(task: str) -> str:
@@ -191,4 +236,4 @@ def tables() -> dict[str, str]:
     for task in ("text", "image", "image_sizes"):
         if (RESULTS / f"rho_rules_{task}.json").exists():
             found[f"rho rules {task}"] = rules_table(task)
-    return found | {"results": summary_table()}
+    return found | {"results": summary_table(), "accuracy pooled": pooled_table()}

@@ -42,6 +42,31 @@ def test_the_search_is_shown_with_its_choice(tmp_path, monkeypatch):
     assert lines[2] == "| sam | **0.01: 80.0**, 0.03: 75.0 | **0.01: 50.0** |"
 
 
+def test_settings_are_averaged_seed_by_seed(tmp_path, monkeypatch):
+    """Two settings in which sam is above by 4 and 0 with seed 0, by 0 and 6 with seed 1: by 2 and 3."""
+    monkeypatch.setattr(accuracy_tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(accuracy_tables, "POOLED", {"text": {"a": (0,), "b": (0.2,)}})
+    values = {"a": ([0.74, 0.70], 0), "b": ([0.60, 0.66], 0.2)}
+    for name, (accuracies, noise) in values.items():
+        opponent = 0.7 if name == "a" else 0.6
+        by_variant = {"adamw": [opponent] * 2, "adamw, twice the epochs": [opponent] * 2, "sam": accuracies}
+        by_variant |= {"in one setting": accuracies} if name == "a" else {}
+        rows = [
+            {
+                "variant": variant,
+                "label_noise": noise,
+                "values": {"final": {str(seed): v for seed, v in enumerate(found)}},
+            }
+            for variant, found in by_variant.items()
+        ]
+        (tmp_path / f"accuracy_{name}").mkdir()
+        (tmp_path / f"accuracy_{name}" / "compare.json").write_text(json.dumps({"rows": rows}))
+    lines = accuracy_tables.pooled_table().splitlines()
+    # Two seeds: Student's t with one degree of freedom, 12.706 · 0.5
+    assert lines[2:4] == ["| text | sam | 2 | +2.5 [−3.9, +8.9] | +2.5 [−3.9, +8.9] |", ""]
+    assert lines[-1].startswith("Over 2 seeds.") and "over the 2 differences" in lines[-1]
+
+
 def flat(value, approximate=False, path="") -> dict:
     """Leaves by their paths: `pytest.approx` does not look into what is nested."""
     if not isinstance(value, (dict, list)):
