@@ -11,11 +11,20 @@ from pathlib import Path
 from sam_hf.compare.statistics import holm, paired_difference, verdict
 
 RESULTS = Path(__file__).parent / "results"
-# Comparisons and noise rates that are averaged over: up to 40%, above which one spread would be all of the average
+# Comparisons and noise rates that are averaged over. Above 40% seeds spread so far that one setting decides the
+# average, which is shown with and without
 POOLED = {
     "text": {"text": (0, 0.2, 0.4), "text_rates": (0.1, 0.3), "text_all": (0, 0.2)},
     "images": {"image": (0, 0.4), "image_rates": (0.2,), "image_crops": (0, 0.4)},
+    "images, 60 and 80% too": {
+        "image": (0, 0.4),
+        "image_rates": (0.2, 0.6),
+        "image_crops": (0, 0.4),
+        "image_80": (0.8,),
+    },
 }
+# Their radius was searched, where not in that comparison then in the one that it goes with
+SEARCHED = ("sam", "asam", "msam")
 OPPONENTS = ("adamw", "adamw, twice the epochs")
 SHORT = ("adamw", "adamw, twice the epochs", "sam", "sam, auto radius", "gsam", "msam")
 
@@ -83,7 +92,7 @@ def search_table(task: str) -> str:
         value = ", ".join(format(value, "g") for value in candidate["choice"].values())
         seen = f"{value}: {100 * candidate['score']:.1f}"
         cells[candidate["variant"]][noise].append(f"**{seen}**" if candidate["chosen"] else seen)
-    lines = [f"| ρ: accuracy, % | {' | '.join(f'{noise:.0%} wrong labels' for noise in noises)} |"]
+    lines = [f"| choice: accuracy, % | {' | '.join(f'{noise:.0%} wrong labels' for noise in noises)} |"]
     lines.append("|---" * (len(noises) + 1) + "|")
     for variant, by_noise_rate in cells.items():
         lines.append(f"| {variant} | {' | '.join(', '.join(by_noise_rate[noise]) for noise in noises)} |")
@@ -113,7 +122,7 @@ def pooled_table() -> str:
     Differences over settings: the accuracies of a seed are averaged over the settings that have the variant, and
     these averages compared. Settings share seeds, examples and wrong labels, so that they are no replications.
     """
-    rows = []
+    rows, seeds = [], set()
     for task, settings in POOLED.items():
         accuracies = [final_by_variant(name, noise) for name, noises in settings.items() for noise in noises]
         for variant in dict.fromkeys(name for found in accuracies for name in found):
@@ -121,23 +130,37 @@ def pooled_table() -> str:
             if variant in OPPONENTS or len(having) < 2:
                 continue
             means = {name: seed_means([found[name] for found in having]) for name in (variant, *OPPONENTS)}
+            seeds |= set(means[variant])
             rows.append((task, variant, having, [paired_difference(means[variant], means[o]) for o in OPPONENTS]))
-    adjusted = iter(holm([difference.p for *_, differences in rows for difference in differences]))
+    tested = [difference for *_, differences in rows for difference in differences if difference.p is not None]
+    adjusted = dict(zip(map(id, tested), holm([difference.p for difference in tested]), strict=True))
     lines = ["| | | settings | minus AdamW | minus AdamW, twice the epochs |", "|---|---|---|---|---|"]
     for task, variant, having, differences in rows:
-        cells = []
-        for difference in differences:
-            judged = replace(difference, adjusted_p=next(adjusted))
-            cells.append(points(asdict(judged) | {"verdict": verdict(judged, greater_is_better=True)}))
+        judged = [replace(difference, adjusted_p=adjusted.get(id(difference))) for difference in differences]
+        cells = [points(asdict(d) | {"verdict": verdict(d, greater_is_better=True)}) for d in judged]
         lines.append(f"| {' | '.join([task, variant, str(len(having)), *cells])} |")
-    seeds = len(next(iter(accuracies[0].values())))
-    note = f"Over {seeds} seeds. Bold: p < 0.05 after Holm's adjustment over the {2 * len(rows)} differences here."
+    note = f"Over {len(seeds)} seeds. Bold: p < 0.05 after Holm's adjustment over the {len(tested)} differences here."
     return "\n".join([*lines, "", note])
 
 
 def final_by_variant(task: str, noise: float) -> dict[str, dict[str, float]]:
-    """Accuracies at the final epoch, by variant and seed."""
-    return {row["variant"]: row["values"]["final"] for row in load(task)["rows"] if row["label_noise"] == noise}
+    """Accuracies at the final epoch, by variant with its radius, and seed."""
+    result = load(task)
+    return {
+        with_radius(row, result["plan"]["variants"][row["variant"]]["options"]): row["values"]["final"]
+        for row in result["rows"]
+        if row["label_noise"] == noise
+    }
+
+
+def with_radius(row: dict, options: dict) -> str:
+    """The same name in two comparisons may have had two radii."""
+    variant, rho = row["variant"], options.get("sam_rho")
+    if options["sam_method"] == "none" or row["choice"] or variant.endswith("auto radius"):
+        return variant
+    if rho is None:
+        return f"{variant}, auto radius"
+    return variant if variant in SEARCHED else f"{variant}, rho {rho:g}"
 
 
 def seed_means(settings: list[dict[str, float]]) -> dict[int, float]:
@@ -169,7 +192,11 @@ def rules_table(task: str) -> str:
         lines.append(f"| {rule} | {' | '.join(cells)} | {statistics.mean(means):.1f} |")
     seeds = sorted({run["seed"] for run in runs})
     machines = {machine(run.get("environment", result.get("environment"))) for run in runs}
-    named = f"Seed {seeds[0]}" if len(seeds) == 1 else f"Seeds {', '.join(map(str, seeds))}, ± half of their range"
+    named = (
+        f"Seed {seeds[0]}"
+        if len(seeds) == 1
+        else f"Seeds {', '.join(map(str, seeds))}, ± half of the range over seeds"
+    )
     return "\n".join([*lines, "", f"{named}; {'; '.join(sorted(machines))}."])
 
 
@@ -209,10 +236,7 @@ def flatness_table(task: str) -> str:
         by_seed = [f"{model['lambda_max']:.0f}" for model in sorted(models, key=lambda model: model["seed"])]
         lines.append(f"| {' | '.join([*cells, ', '.join(by_seed)])} |")
     settings = result["settings"]
-    machines = {
-        f"{e['gpu'] or e['cpu']}, torch {e['torch']}, transformers {e['transformers']}"
-        for e in (model["environment"] for model in result["models"].values())
-    }
+    machines = {machine(model["environment"]) for model in result["models"].values()}
     traces = [(model["trace"], model["trace_error"]) for model in result["models"].values() if model["trace_error"]]
     error = statistics.median(abs(error / trace) for trace, error in traces)
     note = (

@@ -28,6 +28,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+KEPT_OUT = 1000  # training examples
 IMAGES = Path(__file__).parents[1] / "data" / "fashion_mnist"
 SETTINGS = {
     # examples, share of wrong labels, learning rate, epochs, arguments
@@ -120,8 +121,6 @@ def carry_out(job: dict, images: Path) -> dict:
     logging.set_verbosity_error()
     make_model, train, kept_out, test, collate, classes = data_of(job["task"], images)
     rule, examples, noise, lr, epochs, extra = (job[k] for k in ("rule", "examples", "noise", "lr", "epochs", "extra"))
-    if len(train) < examples:
-        raise ValueError(f"{images}: {examples} training images are asked for, {len(train)} are there")
     random = np.random.default_rng(1000 + job["seed"])
     rows = [dict(train[i]) for i in random.permutation(len(train))[:examples]]
     for i in random.permutation(examples)[: round(noise * examples)]:
@@ -177,7 +176,7 @@ def data_of(task: str, images: Path):
             for part in (data["train"].shuffle(seed=7), data["validation"])
         )
         make = partial(AutoModelForSequenceClassification.from_pretrained, path, num_labels=2)
-        return make, train[:-1000], train[-1000:], test, DataCollatorWithPadding(tokenizer), 2
+        return make, train[:-KEPT_OUT], train[-KEPT_OUT:], test, DataCollatorWithPadding(tokenizer), 2
 
     import torch
     from datasets import load_dataset
@@ -194,7 +193,17 @@ def data_of(task: str, images: Path):
     train, test = list(parts["train"]), list(parts["test"])
     path = demo_model_path("efficientnet-lite0")
     make = partial(AutoModelForImageClassification.from_pretrained, path, num_labels=10, ignore_mismatched_sizes=True)
-    return make, train[:-1000], train[-1000:], test, collate, 10
+    return make, train[:-KEPT_OUT], train[-KEPT_OUT:], test, collate, 10
+
+
+def check_images(jobs: list[dict], folder: Path) -> None:
+    """Before any of them runs: fewer would be trained on without a word."""
+    import pyarrow.parquet
+
+    there = pyarrow.parquet.read_metadata(folder / "train.parquet").num_rows - KEPT_OUT
+    wanted = max(job["examples"] for job in jobs)
+    if there < wanted:
+        raise SystemExit(f"{folder}: {wanted} training images are asked for, {there} are there beside those kept out")
 
 
 def main() -> None:
@@ -219,13 +228,16 @@ def main() -> None:
         for setting in settings
         for rule in options.rules
     ]
-    done = json.loads(options.output.read_text())["runs"] if options.output.exists() else []
+    if options.task != "text":
+        check_images(jobs, options.images)
+    result = json.loads(options.output.read_text()) if options.output.exists() else {"runs": []}
+    done = result["runs"]
     jobs = [job for job in jobs if not any(job.items() <= run.items() for run in done)]
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=50) as pool:
         for run in pool.imap_unordered(partial(carry_out, images=options.images), jobs):
             done.append(run)
-            options.output.write_text(json.dumps({"runs": done}, indent=1) + "\n")
+            options.output.write_text(json.dumps(result, indent=1) + "\n")
             print(
                 f"{run['rule']}, {run['examples']} examples, noise {run['noise']:.0%}: {run['test']:.3f}", flush=True
             )

@@ -11,7 +11,7 @@ taken round by round. Without a GPU it is the processor time of one process. Mem
 updates, else the peak of one fresh process a variant, over tiny batches. nbar trains LoRA adapters: it is compared
 with plain training of these. `--seconds` bounds the rounds and not the set-up; one round of each part is always run.
 The result file is written after each part: where a run was cut off, the same command goes on. With `--growth none` the
-growth that it holds stays, with `--growth_only` all the rest.
+growth that it holds stays; with `--growth_only` all the rest does, and nothing is written before the end.
 """
 
 from __future__ import annotations
@@ -111,20 +111,15 @@ def run(options: argparse.Namespace, output_dir: str) -> dict[str, Any]:
         result["more"] = [row for row in rows[1:] if row]
         write(result, options.output)
     if options.growth:
-        grow(result, planned[0], options, output_dir)
+        first = replace(planned[0], seconds=options.seconds * GROWTH_SHARE)
+        missing = [axis for axis in options.growth if axis not in result["growth"]]
+        for axis, axis_rows in growth(first, missing, options.growth_models, output_dir):
+            result["growth"][axis] = axis_rows
+            write(result, options.output)
     if options.memory and not torch.cuda.is_available() and list(result.get("memory", {})) != variants:
         result["memory_environment"] = environment(PACKAGES)
         result["memory"] = memory_by_process(variants, options.models[0])
     return result
-
-
-def grow(result: dict[str, Any], first: Cell, options: argparse.Namespace, output_dir: str) -> None:
-    """Measure what `result` lacks of the growth."""
-    first = replace(first, seconds=options.seconds * GROWTH_SHARE)
-    missing = [axis for axis in options.growth if axis not in result["growth"]]
-    for axis, axis_rows in growth(first, missing, options.growth_models, output_dir):
-        result["growth"][axis] = axis_rows
-        write(result, options.output)
 
 
 def measured_earlier(options: argparse.Namespace, here: dict[str, Any]) -> list[dict[str, Any]]:
@@ -179,6 +174,8 @@ def main() -> None:
     options.growth = [axis for axis in options.growth if axis != "none"]
     if "fp16" in options.precision and not on_gpu:
         parser.error("--precision fp16 needs a GPU: on the CPU there are fp32 and bf16")
+    if options.growth_only and not options.growth:
+        parser.error("--growth_only and --growth none leave nothing to measure")
     if "none" not in options.variants:
         parser.error("--variants lacks 'none', which the others are compared with")
     logging.set_verbosity_error()
@@ -193,8 +190,9 @@ def main() -> None:
             result["memory"] = memory_by_process(list(result["time"]), options.models[0])
         elif options.growth_only:
             result = json.loads(options.output.read_text())
-            result |= {"growth_environment": environment(PACKAGES), "growth": {}}
-            grow(result, next(cells(options)), options, output_dir)
+            first = replace(next(cells(options)), seconds=options.seconds)
+            result["growth_environment"] = environment(PACKAGES)
+            result["growth"] = dict(growth(first, options.growth, options.growth_models, output_dir))
         else:
             result = run(options, output_dir)
     write(result, options.output)

@@ -44,7 +44,7 @@ def described(cell: dict) -> str:
     return (
         f"{SIZES.get(model, model)} ({parameters / 1e6:.1f} M parameters), batch {settings['batch_size']}, length "
         f"{settings['length']}, {settings['rounds']} rounds in turn, {updates} of a method in each (whole intervals), "
-        f"{BASELINE_UPDATES} of plain training"
+        f"{max(settings['updates'], BASELINE_UPDATES)} of plain training"
     )
 
 

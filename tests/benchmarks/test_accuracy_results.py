@@ -38,7 +38,7 @@ def test_the_search_is_shown_with_its_choice(tmp_path, monkeypatch):
     (tmp_path / "accuracy_text").mkdir()
     (tmp_path / "accuracy_text" / "compare.json").write_text(json.dumps({"search": search}))
     lines = accuracy_tables.search_table("text").splitlines()
-    assert lines[0] == "| ρ: accuracy, % | 0% wrong labels | 40% wrong labels |"
+    assert lines[0] == "| choice: accuracy, % | 0% wrong labels | 40% wrong labels |"
     assert lines[2] == "| sam | **0.01: 80.0**, 0.03: 75.0 | **0.01: 50.0** |"
 
 
@@ -55,12 +55,16 @@ def test_settings_are_averaged_seed_by_seed(tmp_path, monkeypatch):
             {
                 "variant": variant,
                 "label_noise": noise,
-                "values": {"final": {str(seed): v for seed, v in enumerate(found)}},
+                "choice": {},
+                "values": {"final": dict(zip("01", found, strict=True))},
             }
             for variant, found in by_variant.items()
         ]
+        options = {variant: {"options": {"sam_method": "sam", "sam_rho": 0.02}} for variant in by_variant}
+        options |= {variant: {"options": {"sam_method": "none"}} for variant in accuracy_tables.OPPONENTS}
+        result = {"rows": rows, "plan": {"variants": options}}
         (tmp_path / f"accuracy_{name}").mkdir()
-        (tmp_path / f"accuracy_{name}" / "compare.json").write_text(json.dumps({"rows": rows}))
+        (tmp_path / f"accuracy_{name}" / "compare.json").write_text(json.dumps(result))
     lines = accuracy_tables.pooled_table().splitlines()
     # Two seeds: Student's t with one degree of freedom, 12.706 · 0.5
     assert lines[2:4] == ["| text | sam | 2 | +2.5 [−3.9, +8.9] | +2.5 [−3.9, +8.9] |", ""]

@@ -207,6 +207,7 @@ def test_a_process_that_dies_fails_its_run_alone(write_plan, tmp_path, capsys):
     assert "1 runs failed" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="sessions are looked up in Linux's /proc")
 def test_workers_end_with_the_command(write_plan, tmp_path):
     """Else a run that nobody waits for goes on beside the command that takes it up again, in the same folder."""
     methods = {"adamw": {"sam_method": "none", "max_steps": 1_000_000}}
@@ -220,8 +221,8 @@ def test_workers_end_with_the_command(write_plan, tmp_path):
     try:
         wait_for(lambda: not running_in(session=process.pid), seconds=20)
     finally:
-        for left in running_in(session=process.pid):
-            os.kill(left, signal.SIGKILL)
+        if running_in(session=process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def running_in(session: int) -> list[int]:
