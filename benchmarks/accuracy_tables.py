@@ -237,12 +237,15 @@ def flatness_table(task: str) -> str:
         lines.append(f"| {' | '.join([*cells, ', '.join(by_seed)])} |")
     settings = result["settings"]
     machines = {machine(model["environment"]) for model in result["models"].values()}
-    traces = [(model["trace"], model["trace_error"]) for model in result["models"].values() if model["trace_error"]]
-    error = statistics.median(abs(error / trace) for trace, error in traces)
+    errors = [abs(m["trace_error"] / m["trace"]) for m in result["models"].values() if m["trace_error"]]
+    estimate = (
+        f"; a trace is an estimate, its standard error {statistics.median(errors):.0%} of it (median)"
+        if errors
+        else ""
+    )
     note = (
         f"Mean ± standard deviation over seeds, all on the same {settings['examples']} training examples; m-sharpness "
-        f"with m = {settings['batch_size']}, ρ = {settings['rho']}; a trace is an estimate, its standard error "
-        f"{error:.0%} of it (median). {'; '.join(sorted(machines))}."
+        f"with m = {settings['batch_size']}, ρ = {settings['rho']}{estimate}. {'; '.join(sorted(machines))}."
     )
     return "\n".join([*lines, "", note])
 
