@@ -5,27 +5,9 @@ from __future__ import annotations
 import json
 import statistics
 from collections import defaultdict
-from dataclasses import asdict, replace
 from pathlib import Path
 
-from sam_hf.compare.statistics import holm, paired_difference, verdict
-
 RESULTS = Path(__file__).parent / "results"
-# Comparisons and noise rates that are averaged over. Above 40% seeds spread so far that one setting decides the
-# average, which is shown with and without
-POOLED = {
-    "text": {"text": (0, 0.2, 0.4), "text_rates": (0.1, 0.3), "text_all": (0, 0.2)},
-    "images": {"image": (0, 0.4), "image_rates": (0.2,), "image_crops": (0, 0.4)},
-    "images, 60 and 80% too": {
-        "image": (0, 0.4),
-        "image_rates": (0.2, 0.6),
-        "image_crops": (0, 0.4),
-        "image_80": (0.8,),
-    },
-}
-# Their radius was searched, where not in that comparison then in the one that it goes with
-SEARCHED = ("sam", "asam", "msam")
-OPPONENTS = ("adamw", "adamw, twice the epochs")
 SHORT = ("adamw", "adamw, twice the epochs", "sam", "sam, auto radius", "gsam", "msam")
 
 
@@ -49,8 +31,12 @@ def points(difference: dict | None) -> str:
     """Significant after Holm's adjustment: bold."""
     if not difference or difference["low"] is None:
         return ""
-    low, mean, high = (f"{100 * difference[key]:+.1f}".replace("-", "−") for key in ("low", "mean", "high"))
+    low, mean, high = (signed(difference[key]) for key in ("low", "mean", "high"))
     return f"**{mean}** [{low}, {high}]" if difference["verdict"] in ("better", "worse") else f"{mean} [{low}, {high}]"
+
+
+def signed(difference: float) -> str:
+    return f"{100 * difference:+.1f}".replace("-", "−")
 
 
 def chosen(row: dict) -> str:
@@ -115,56 +101,6 @@ def summary_table() -> str:
         found = [row for here in rows.values() for row in here if row["variant"] == variant]
         lines.append(f"| {variant} | {' | '.join(percent(row['samples']['final']) + chosen(row) for row in found)} |")
     return "\n".join([*lines, "", provenance("text")])
-
-
-def pooled_table() -> str:
-    """
-    Differences over settings: the accuracies of a seed are averaged over the settings that have the variant, and
-    these averages compared. Settings share seeds, examples and wrong labels, so that they are no replications.
-    """
-    rows, seeds = [], set()
-    for task, settings in POOLED.items():
-        accuracies = [final_by_variant(name, noise) for name, noises in settings.items() for noise in noises]
-        for variant in dict.fromkeys(name for found in accuracies for name in found):
-            having = [found for found in accuracies if variant in found]
-            if variant in OPPONENTS or len(having) < 2:
-                continue
-            means = {name: seed_means([found[name] for found in having]) for name in (variant, *OPPONENTS)}
-            seeds |= set(means[variant])
-            rows.append((task, variant, having, [paired_difference(means[variant], means[o]) for o in OPPONENTS]))
-    tested = [difference for *_, differences in rows for difference in differences if difference.p is not None]
-    adjusted = dict(zip(map(id, tested), holm([difference.p for difference in tested]), strict=True))
-    lines = ["| | | settings | minus AdamW | minus AdamW, twice the epochs |", "|---|---|---|---|---|"]
-    for task, variant, having, differences in rows:
-        judged = [replace(difference, adjusted_p=adjusted.get(id(difference))) for difference in differences]
-        cells = [points(asdict(d) | {"verdict": verdict(d, greater_is_better=True)}) for d in judged]
-        lines.append(f"| {' | '.join([task, variant, str(len(having)), *cells])} |")
-    note = f"Over {len(seeds)} seeds. Bold: p < 0.05 after Holm's adjustment over the {len(tested)} differences here."
-    return "\n".join([*lines, "", note])
-
-
-def final_by_variant(task: str, noise: float) -> dict[str, dict[str, float]]:
-    """Accuracies at the final epoch, by variant with its radius, and seed."""
-    result = load(task)
-    return {
-        with_radius(row, result["plan"]["variants"][row["variant"]]["options"]): row["values"]["final"]
-        for row in result["rows"]
-        if row["label_noise"] == noise
-    }
-
-
-def with_radius(row: dict, options: dict) -> str:
-    """The same name in two comparisons may have had two radii."""
-    variant, rho = row["variant"], options.get("sam_rho")
-    if options["sam_method"] == "none" or row["choice"] or variant.endswith("auto radius"):
-        return variant
-    if rho is None:
-        return f"{variant}, auto radius"
-    return variant if variant in SEARCHED else f"{variant}, rho {rho:g}"
-
-
-def seed_means(settings: list[dict[str, float]]) -> dict[int, float]:
-    return {int(seed): statistics.mean(values[seed] for values in settings) for seed in settings[0]}
 
 
 def rules_table(task: str) -> str:
@@ -263,4 +199,4 @@ def tables() -> dict[str, str]:
     for task in ("text", "image", "image_sizes"):
         if (RESULTS / f"rho_rules_{task}.json").exists():
             found[f"rho rules {task}"] = rules_table(task)
-    return found | {"results": summary_table(), "accuracy pooled": pooled_table()}
+    return found | {"results": summary_table()}

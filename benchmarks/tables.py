@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import accuracy_pictures
+import accuracy_pooled
 import accuracy_tables
 import gallery
 
@@ -139,7 +140,7 @@ def sharpness_table() -> str:
 
 def tables() -> dict[str, str]:
     """By the names of their markers. Those without a result yet are left out."""
-    found = accuracy_tables.tables()
+    found = accuracy_tables.tables() | {"accuracy pooled": accuracy_pooled.pooled_table()}
     if (RESULTS / "sharpness_cost.json").exists():
         found["sharpness cost"] = sharpness_table()
     for place, file in (("", "step_time.json"), (" cuda", "step_time_cuda.json")):
