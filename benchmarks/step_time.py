@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32, help="examples of one update, on the first model")
     parser.add_argument("--length", type=int, default=128, help="tokens of one example, on the first model")
     parser.add_argument("--updates", type=int, default=3 if on_gpu else 1, help="counted updates a turn, at least")
-    parser.add_argument("--uncounted", type=int, default=2, help="updates of a turn before those")
+    parser.add_argument("--uncounted", type=int, default=Cell.uncounted, help="updates of a turn before those")
     parser.add_argument("--rounds", type=int, default=5, help="rounds, at most")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="wall time of all rounds, roughly")
     parser.add_argument("--growth", choices=("none", *AXES), nargs="+", default=list(AXES), help="what grows")

@@ -18,6 +18,8 @@ import step_time
 import tables
 import torch
 
+from sam_hf.perturbation import Perturbation
+
 ROOT = Path(__file__).parents[2]
 
 RIVALS = ["davda54's SAM in Trainer", "davda54's SAM, hand-written loop"]
@@ -83,6 +85,17 @@ def test_baselines_are_timed_over_several_updates(tmp_path):
     assert bench.counted_updates("sam") == 2
     assert bench.counted_updates("none") == bench.counted_updates("none, LoRA") == cost_cell.BASELINE_UPDATES
     assert bench.counted_updates("sam, every 10th update") == 10
+
+
+@pytest.mark.parametrize("variant", ["sam", "sam, radius auto", "msam"])
+def test_the_clock_starts_after_a_perturbed_update(tmp_path, monkeypatch, variant):
+    """The first one takes new memory; that of auto and of msam is their second update."""
+    perturbed, before_the_clock = [], []
+    add = Perturbation.add
+    monkeypatch.setattr(Perturbation, "add", lambda *arguments: perturbed.append(1) or add(*arguments))
+    bench = cost_cell.Bench(cost_cell.Cell(model="tiny", batch_size=2, length=4), str(tmp_path))
+    bench.turn(variant, at_start=lambda: before_the_clock.append(len(perturbed)))
+    assert before_the_clock[0] >= 1 and len(perturbed) > before_the_clock[0]
 
 
 def test_growth_is_measured_at_equal_examples(result):
