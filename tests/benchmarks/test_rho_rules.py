@@ -42,5 +42,6 @@ def test_more_images_than_there_are(tmp_path, monkeypatch):
     """Fewer would be trained on without a word, and the table say otherwise."""
     command = ["rho_rules.py", "--task", "image_sizes", "--output", str(tmp_path / "rho_rules_image_sizes.json")]
     monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(rho_rules.multiprocessing, "get_context", lambda kind: pytest.fail("it began to train"))
     with pytest.raises(SystemExit, match="7000 training images are asked for, 3000 are there"):
         rho_rules.main()
