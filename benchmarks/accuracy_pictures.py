@@ -45,7 +45,7 @@ def draw() -> None:
 
 
 def draw_all_rates(comparison: str, rows: list, variants: set[str]) -> None:
-    from sam_hf import plotting
+    from sam_hf import plots
     from sam_hf.compare.pictures import draw_against_noise
 
     samples: dict[str, dict[float, Any]] = {}
@@ -54,5 +54,5 @@ def draw_all_rates(comparison: str, rows: list, variants: set[str]) -> None:
             samples.setdefault(row.variant, {})[row.label_noise] = row.samples["final"]
     figure = draw_against_noise(samples, metric="accuracy (%), final epoch", factor=100).get_figure()
     with tempfile.TemporaryDirectory() as folder:
-        png, _ = plotting.save(figure, Path(folder), "against_noise")
+        png, _ = plots.save(figure, Path(folder), "against_noise")
         shutil.copyfile(png, PICTURES / f"{comparison}_against_noise.png")

@@ -19,15 +19,15 @@ import time
 from functools import partial
 from pathlib import Path
 
-from sam_hf.commands.environment import environment
+from sam_hf.reports.environment import environment
 
 
 def measure(name: str, options: argparse.Namespace) -> dict:
     import torch
+    from sam_hf.commands.sharpness.command.examples import batches_for, load_examples, scheme_of
+    from sam_hf.commands.sharpness.command.models import find_checkpoint, load_model
+    from sam_hf.commands.sharpness.command.options import MeasuredExamples
 
-    from sam_hf.commands.sharpness_arguments import MeasuredExamples
-    from sam_hf.commands.sharpness_examples import batches_for, load_examples, scheme_of
-    from sam_hf.commands.sharpness_models import find_checkpoint, load_model
     from sam_hf.sharpness import LossOracle, hessian_eigenvalues, hessian_trace, m_sharpness
 
     torch.set_num_threads(options.threads)

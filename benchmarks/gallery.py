@@ -31,15 +31,16 @@ def take(measured: Path, runs: list[Path]) -> None:
 
 
 def draw() -> None:
-    from sam_hf import plotting
-    from sam_hf.commands.sharpness_page import draw_pictures
+    from sam_hf.commands.sharpness.command.page import draw_pictures
+
+    from sam_hf import plots
 
     with tempfile.TemporaryDirectory() as folder:
         for picture in draw_pictures(json.loads((NUMBERS / "sharpness.json").read_text()), folder):
             shutil.copyfile(picture.png, PICTURES / f"gallery_{picture.name}.png")
         histories = json.loads((NUMBERS / "training.json").read_text())
-        figure = plotting.draw_training_curves(histories)[0].get_figure()
-        png, _ = plotting.save(figure, folder, "training")
+        figure = plots.draw_training_curves(histories)[0].get_figure()
+        png, _ = plots.save(figure, folder, "training")
         shutil.copyfile(png, PICTURES / "gallery_training.png")
 
 

@@ -28,14 +28,14 @@ from cost_cell import MODELS, TINY_BATCH, VARIANTS, Bench, Cell, clock, write
 from transformers import Trainer
 from transformers.utils import logging
 
-import sam_hf.window as window
+import sam_hf.update.ascent_window as window
 from sam_hf import SAMTrainer
-from sam_hf.commands.environment import environment
 from sam_hf.methods import METHODS
-from sam_hf.perturbation import Perturbation
-from sam_hf.rng import RandomState
-from sam_hf.running_means import RunningMeans
-from sam_hf.step_length import StepLength
+from sam_hf.reports.environment import environment
+from sam_hf.tensors.step_length import StepLength
+from sam_hf.update.perturbation import Perturbation
+from sam_hf.update.random_state import RandomState
+from sam_hf.update.running_means import RunningMeans
 
 PASS = "pass"
 PIECES: list[tuple[Any, str, str]] = [

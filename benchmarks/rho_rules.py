@@ -116,7 +116,7 @@ def carry_out(job: dict, images: Path) -> dict:
     from transformers.utils import logging
 
     from sam_hf import SAMTrainer, SAMTrainingArguments
-    from sam_hf.commands.environment import environment
+    from sam_hf.reports.environment import environment
 
     logging.set_verbosity_error()
     make_model, train, kept_out, test, collate, classes = data_of(job["task"], images)
@@ -160,7 +160,7 @@ def carry_out(job: dict, images: Path) -> dict:
 
 def data_of(task: str, images: Path):
     """A new model, training rows, rows kept out of it, test rows, a collator and the number of classes."""
-    from sam_hf.commands.demo import demo_model_path, load_demo_dataset
+    from sam_hf.inputs.demo import demo_model_path, load_demo_dataset
 
     if task == "text":
         from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding

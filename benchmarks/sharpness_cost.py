@@ -35,7 +35,7 @@ def random_bert_base(folder: str) -> str:
     import torch
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-    from sam_hf.commands.models import model_path
+    from sam_hf.inputs.checkpoints import model_path
 
     torch.manual_seed(0)
     BertForSequenceClassification(BertConfig()).save_pretrained(folder)
@@ -46,8 +46,7 @@ def random_bert_base(folder: str) -> str:
 def measure(model: str, options: list[str]) -> dict[str, Any]:
     """In this process."""
     import torch
-
-    from sam_hf.commands.sharpness import main
+    from sam_hf.commands.sharpness.command.command import main
 
     with tempfile.TemporaryDirectory() as folder:
         wall, cpu = time.perf_counter(), time.process_time()

@@ -43,7 +43,7 @@ from cost_cell import (
 from cost_growth import AXES, growth
 from transformers.utils import logging
 
-from sam_hf.commands.environment import environment
+from sam_hf.reports.environment import environment
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "pytorch_optimizer")
 GROWTH_MODELS = ["quarter", "small", "base", *(["large"] if torch.cuda.is_available() else [])]

@@ -14,8 +14,8 @@ import re
 import sys
 from pathlib import Path
 
+from sam_hf.arguments.schedules import default_radius
 from sam_hf.methods import METHODS, Method
-from sam_hf.schedules import default_radius
 
 ROOT = Path(__file__).parent.parent
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from sam_hf.commands.arguments import ExampleArguments, ModelArguments, option
-from sam_hf.commands.cli import UsageError, parse_arguments, run
+from sam_hf.command_line.parsing import parse_arguments, run
+from sam_hf.errors import UsageError
+from sam_hf.inputs.options import ExampleArguments, ModelArguments, option
 
 
 @dataclass
@@ -28,12 +29,12 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
 
     from sam_hf import SAMSeq2SeqTrainer
-    from sam_hf.commands.card import card_arguments
-    from sam_hf.commands.data import load_examples
-    from sam_hf.commands.lora import with_lora
-    from sam_hf.commands.loss import TOKENS, loss_function
-    from sam_hf.commands.models import from_checkpoint, model_path, starting_point
-    from sam_hf.commands.run import carry_out, find_checkpoint, write_rows
+    from sam_hf.inputs.checkpoints import from_checkpoint, model_path, starting_point
+    from sam_hf.inputs.splits import load_examples
+    from sam_hf.recipes.card import card_arguments
+    from sam_hf.recipes.lora import with_lora
+    from sam_hf.recipes.loss import TOKENS, loss_function
+    from sam_hf.recipes.run import carry_out, find_checkpoint, write_rows
 
     if args.do_predict and not args.predict_with_generate:
         raise UsageError("do_predict writes texts: it needs predict_with_generate")
@@ -120,7 +121,7 @@ def collator(tokenizer, model):
 
 def metrics_of_texts(tokenizer):
     """A `compute_metrics` for Trainer, of what was generated."""
-    from sam_hf.commands.run import load_metric
+    from sam_hf.metrics import load_metric
 
     metric = load_metric("generated_text")
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from trl import SFTConfig, SFTTrainer
 
 from sam_hf import SAMArguments, SAMMixin
-from sam_hf.commands.arguments import ExampleArguments, ModelArguments
-from sam_hf.commands.cli import UsageError, parse_arguments, run
+from sam_hf.command_line.parsing import parse_arguments, run
+from sam_hf.errors import UsageError
+from sam_hf.inputs.options import ExampleArguments, ModelArguments
 
 
 class SAMSFTTrainer(SAMMixin, SFTTrainer):
@@ -28,11 +29,11 @@ def main(argv: list[str] | None = None) -> None:
 
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
-    from sam_hf.commands.card import trl_card_arguments
-    from sam_hf.commands.data import load_examples
-    from sam_hf.commands.lora import with_lora
-    from sam_hf.commands.models import from_checkpoint, model_path, starting_point
-    from sam_hf.commands.run import carry_out, find_checkpoint
+    from sam_hf.inputs.checkpoints import from_checkpoint, model_path, starting_point
+    from sam_hf.inputs.splits import load_examples
+    from sam_hf.recipes.card import trl_card_arguments
+    from sam_hf.recipes.lora import with_lora
+    from sam_hf.recipes.run import carry_out, find_checkpoint
 
     if args.do_predict:
         raise UsageError("do_predict is not offered here: give do_train or do_eval")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from sam_hf.commands.arguments import ExampleArguments, ModelArguments, option
-from sam_hf.commands.cli import UsageError, parse_arguments, run
+from sam_hf.command_line.parsing import parse_arguments, run
+from sam_hf.errors import UsageError
+from sam_hf.inputs.options import ExampleArguments, ModelArguments, option
 
 
 @dataclass
@@ -30,12 +31,12 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification, set_seed
 
     from sam_hf import SAMTrainer
-    from sam_hf.commands.card import card_arguments
-    from sam_hf.commands.lora import head_name, with_lora
-    from sam_hf.commands.loss import TOKENS, loss_function
-    from sam_hf.commands.models import from_checkpoint, model_path, outputs_named, starting_point
-    from sam_hf.commands.run import carry_out, find_checkpoint, write_rows
-    from sam_hf.commands.tags import load_tagged, tag_metrics_function, tags_of_words, tokenized
+    from sam_hf.inputs.checkpoints import from_checkpoint, model_path, outputs_named, starting_point
+    from sam_hf.inputs.tags import load_tagged, tag_metrics_function, tags_of_words, tokenized
+    from sam_hf.recipes.card import card_arguments
+    from sam_hf.recipes.lora import head_name, with_lora
+    from sam_hf.recipes.loss import TOKENS, loss_function
+    from sam_hf.recipes.run import carry_out, find_checkpoint, write_rows
 
     set_seed(args.seed)
     resume_from = find_checkpoint(args, model_arguments.overwrite_output_dir)
@@ -83,7 +84,7 @@ def load_tokenizer(path: str):
     """One that can say which word a token is of."""
     from transformers import AutoTokenizer
 
-    from sam_hf.commands.models import from_checkpoint
+    from sam_hf.inputs.checkpoints import from_checkpoint
 
     # Words come without the space before them, which tokenizers of bytes have in their tokens
     tokenizer = from_checkpoint(AutoTokenizer, path, add_prefix_space=True)

@@ -13,25 +13,25 @@ __version__ = "0.1.0.dev0"
 
 # Public name -> module. Imported on first use: `import sam_hf` alone loads neither torch nor transformers.
 _PUBLIC = {
-    "SAMMixin": "trainer",
-    "SAMTrainer": "trainer",
-    "SAMSeq2SeqTrainer": "trainer",
-    "SAMArguments": "training_args",
-    "SAMTrainingArguments": "training_args",
-    "SAMSeq2SeqTrainingArguments": "training_args",
-    "SharpnessCallback": "callbacks",
+    "SAMMixin": "trainer.mixin",
+    "SAMTrainer": "trainer.mixin",
+    "SAMSeq2SeqTrainer": "trainer.mixin",
+    "SAMArguments": "arguments.fields",
+    "SAMTrainingArguments": "arguments.fields",
+    "SAMSeq2SeqTrainingArguments": "arguments.fields",
+    "SharpnessCallback": "sharpness.callback",
 }
 
 __all__ = [*_PUBLIC, "__version__"]
 
 if TYPE_CHECKING:
-    from .callbacks import SharpnessCallback as SharpnessCallback
-    from .trainer import SAMMixin as SAMMixin
-    from .trainer import SAMSeq2SeqTrainer as SAMSeq2SeqTrainer
-    from .trainer import SAMTrainer as SAMTrainer
-    from .training_args import SAMArguments as SAMArguments
-    from .training_args import SAMSeq2SeqTrainingArguments as SAMSeq2SeqTrainingArguments
-    from .training_args import SAMTrainingArguments as SAMTrainingArguments
+    from .arguments.fields import SAMArguments as SAMArguments
+    from .arguments.fields import SAMSeq2SeqTrainingArguments as SAMSeq2SeqTrainingArguments
+    from .arguments.fields import SAMTrainingArguments as SAMTrainingArguments
+    from .sharpness.callback import SharpnessCallback as SharpnessCallback
+    from .trainer.mixin import SAMMixin as SAMMixin
+    from .trainer.mixin import SAMSeq2SeqTrainer as SAMSeq2SeqTrainer
+    from .trainer.mixin import SAMTrainer as SAMTrainer
 
 
 def __getattr__(name: str):

@@ -11,8 +11,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 
-# `tiny` and `reference` for the tests in folders too
-sys.path.insert(0, str(Path(__file__).parent))
+# What the tests of all folders share
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 torch.set_num_threads(1)
 
 

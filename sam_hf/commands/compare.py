@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli import PlainParser, UsageError, run
+from ..command_line.parsing import PlainParser, run
+from ..errors import UsageError
 
 if TYPE_CHECKING:
     from ..compare.plan import Plan, Run

@@ -11,7 +11,8 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from typing import Any
 
-from .cli import PlainParser, UsageError
+from ..command_line.parsing import PlainParser
+from ..errors import UsageError
 
 SHELLS = ("bash", "zsh", "tcsh")
 # Options whose name does not say that it is one of a file (`train_file`) or a folder (`train_dir`)
@@ -53,9 +54,10 @@ def command_line() -> ArgumentParser:
 
 def _parsers() -> dict[str, ArgumentParser]:
     """Those of the commands that take options."""
-    from . import compare, sharpness
-    from .help import Parser
-    from .recipes import RECIPES, recipe_argument_types
+    from ..command_line.parser import Parser
+    from ..recipes import RECIPES, recipe_argument_types
+    from . import compare
+    from .sharpness import command as sharpness
 
     return {
         **{name: Parser(recipe_argument_types(name)) for name in RECIPES},

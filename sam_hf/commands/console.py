@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
 
-from .cli import UsageError, run
-from .recipes import RECIPES, recipe_main
+from ..command_line.parsing import run
+from ..errors import UsageError
+from ..recipes import RECIPES, recipe_main
 
 
 def _recipe(name: str, argv: list[str]) -> None:
@@ -23,7 +24,7 @@ def _recipe(name: str, argv: list[str]) -> None:
 
 
 def sharpness(argv: list[str]) -> None:
-    from .sharpness import main
+    from .sharpness.command import main
 
     main(argv)
 
@@ -56,8 +57,8 @@ def completion(argv: list[str]) -> None:
 @_to_a_reader()
 def methods(argv: list[str]) -> None:
     """Print the table of methods."""
+    from ..arguments.schedules import default_radius
     from ..methods import METHODS
-    from ..schedules import default_radius
 
     _takes_nothing("methods", argv)
     rows = [("sam_method", "passes", "default rho", "own parameters", "what it does")]
@@ -73,7 +74,7 @@ def methods(argv: list[str]) -> None:
 @_to_a_reader()
 def env(argv: list[str]) -> None:
     """Print versions and hardware, for a bug report."""
-    from .environment import OPTIONAL_PACKAGES, PACKAGES, environment
+    from ..reports.environment import OPTIONAL_PACKAGES, PACKAGES, environment
 
     _takes_nothing("env", argv)
     for name, value in environment(PACKAGES + OPTIONAL_PACKAGES).items():

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..commands.cli import UsageError
+from ..errors import UsageError
 from .plan import Plan, Run, Variant, describe
 
 if TYPE_CHECKING:
-    from ..training_args import SAMArguments
+    from ..arguments.fields import SAMArguments
 
 
 def passes(args: SAMArguments) -> float:

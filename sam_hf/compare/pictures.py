@@ -1,12 +1,12 @@
-"""Pictures of a comparison: numbers in, matplotlib Axes out, in the look of [`sam_hf.plotting`](../plotting.py)."""
+"""Pictures of a comparison: numbers in, matplotlib Axes out, in the look of [`sam_hf.plots.draw`](../plotting.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..plot_data import shown
-from ..plot_style import COLORS, COLUMN, LABEL, MARKERS, TICK, dress, look
+from ..plots.data import shown
+from ..plots.style import COLORS, COLUMN, LABEL, MARKERS, TICK, dress, look
 from .statistics import CONFIDENCE
 
 if TYPE_CHECKING:
@@ -152,6 +152,6 @@ def _look(index: int) -> dict[str, Any]:
 
 def _figure(width: float, height: float) -> Any:
     # Through plotting, which says what to install where matplotlib is missing
-    from ..plotting import Figure
+    from ..plots.draw import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..commands.cli import UsageError
+from ..errors import UsageError
 
 # What the comparison sets itself in every run
 _OWN = {

@@ -8,8 +8,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..commands.cli import UsageError, parse_arguments, read_yaml
-from ..commands.recipes import RECIPES, recipe_argument_types
+from ..command_line.parsing import parse_arguments, read_yaml
+from ..errors import UsageError
+from ..recipes import RECIPES, recipe_argument_types
 from .compute import with_twins
 from .isolation import own_globals
 from .plan import Plan, Run, Selection, Variant, choices_of, describe, refuse_own_options, without_own_options

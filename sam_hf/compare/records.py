@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..commands.cli import UsageError
+from ..errors import UsageError
 from .plan import Run
 
 FINISHED = "finished"

@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
-from ..commands import page
-from ..commands.page import Html, Picture
+from ..reports import page
+from ..reports.page import Html, Picture
 from . import table
 from .plan import Plan, describe
 from .records import Records
@@ -78,7 +78,7 @@ def _marked(plan: Plan, show: Format, difference: Difference | None) -> str:
 
 
 def _pictures(plan: Plan, rows: list[Row], folder: Path) -> list[Picture]:
-    from .. import plotting
+    from .. import plots
     from . import pictures
 
     show = Format(plan.metric)
@@ -134,7 +134,7 @@ def _pictures(plan: Plan, rows: list[Row], folder: Path) -> list[Picture]:
         )
     )
     return [
-        Picture(name, title, *plotting.save(cast(Any, ax.figure), folder, name), shows, caution)
+        Picture(name, title, *plots.save(cast(Any, ax.figure), folder, name), shows, caution)
         for name, title, ax, shows, caution in drawn
     ]
 

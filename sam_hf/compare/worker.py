@@ -86,8 +86,8 @@ def _prepare(settings: WorkerSettings) -> None:
 
 def carry_out(run: Run, settings: WorkerSettings) -> dict[str, Any]:
     """The content of the record of `run`: what was measured, or the error."""
-    from ..commands.environment import environment
-    from ..commands.recipes import recipe_main
+    from ..recipes import recipe_main
+    from ..reports.environment import environment
 
     print(f"\n=== {run.name}", flush=True)
     folder = settings.output_dir / "work" / run.key

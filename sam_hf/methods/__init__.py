@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ._base import Ascent, Cost, Method, Option, Point, Products
 from .asam import ASAM
-from .base import Ascent, Cost, Method, Option, Point, Products
 from .fsam import FriendlySAM
 from .gsam import GSAM
 from .looksam import LookSAM

@@ -14,10 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..foreach import SOME, cast, copies, parts
-from ..norms import global_norm
-from .base import Ascent, Cost, Method, Option, Point
-from .direction import along, clear_if_not_finite
+from ..tensors.lists import CHUNK_ELEMENTS, cast, copies, local_groups
+from ..tensors.norms import global_norm
+from ._base import Ascent, Cost, Method, Option, Point
+from ._direction import clear_if_not_finite, normalized
 
 
 class ASAM(Method):
@@ -47,7 +47,7 @@ class ASAM(Method):
         directions = cast(grads)
         # ‖T g‖ first, then T² g in the same memory
         self.scale(directions, at)
-        scale = along(directions, norm, finite).scale
+        scale = normalized(directions, norm, finite).scale
         self.scale(directions, at)
         return Ascent(directions, scale, norm, finite)
 
@@ -58,7 +58,7 @@ class ASAM(Method):
             for direction, weight, name in zip(directions, at.weights, at.names, strict=True)
             if "weight" in name
         ]
-        for some, weights in parts([d for d, _ in pairs], [w for _, w in pairs], at_most=SOME):
+        for some, weights in local_groups([d for d, _ in pairs], [w for _, w in pairs], at_most=CHUNK_ELEMENTS):
             factors = copies(weights, some[0].dtype)
             torch._foreach_abs_(factors)
             torch._foreach_add_(factors, self.eta)

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..norms import global_norm
-from .base import Ascent, Cost, Method, Option, Point
-from .direction import along, clear_if_not_finite
-from .memory import moving_average, unscaled
+from ..tensors.norms import global_norm
+from ._averages import moving_average, unscaled
+from ._base import Ascent, Cost, Method, Option, Point
+from ._direction import clear_if_not_finite, normalized
 
 
 class FriendlySAM(Method):
@@ -49,4 +49,4 @@ class FriendlySAM(Method):
         clear_if_not_finite(grads, finite)
         directions = unscaled(grads, at.loss_scale)
         moving_average(self, "average", directions, at, finite, 1 - self.lambda_, taken_off=self.sigma)
-        return along(directions, norm, finite)
+        return normalized(directions, norm, finite)

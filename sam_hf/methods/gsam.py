@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .base import Ascent, Cost, Method, Option, Point, Products
-from .combination import add_scaled, ratio
-from .direction import dual_direction
+from ._base import Ascent, Cost, Method, Option, Point, Products
+from ._combination import add_scaled, ratio
+from ._direction import dual_direction
 
 
 class GSAM(Method):

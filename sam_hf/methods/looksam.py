@@ -14,12 +14,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..foreach import SOME, add, cast, divide, multiply, parts, replace_if
-from ..norms import global_norm
-from .base import Ascent, Cost, Method, Option, Point, Products
-from .combination import ratio
-from .direction import dual_direction
-from .memory import kept
+from ..tensors.lists import CHUNK_ELEMENTS, add, cast, divide, local_groups, multiply, replace_if
+from ..tensors.norms import global_norm
+from ._averages import state_tensor
+from ._base import Ascent, Cost, Method, Option, Point, Products
+from ._combination import ratio
+from ._direction import dual_direction
 
 
 class LookSAM(Method):
@@ -49,8 +49,8 @@ class LookSAM(Method):
     def combine(self, g: list[Tensor], s: list[Tensor], products: Products, at: Point) -> None:
         share = ratio(products.gs, products.gg, products.finite)
         tensors = self.tensors.setdefault("part", {})
-        kept_parts = [kept(tensors, parameter) for parameter in at.parameters]
-        for some, gradients, descents in parts(kept_parts, g, s, at_most=SOME):
+        kept_parts = [state_tensor(tensors, parameter) for parameter in at.parameters]
+        for some, gradients, descents in local_groups(kept_parts, g, s, at_most=CHUNK_ELEMENTS):
             fresh = cast(gradients)
             multiply(fresh, -share)
             add(fresh, cast(descents))
@@ -68,6 +68,6 @@ class LookSAM(Method):
         changed, kept_parts = [grad for grad, _ in pairs], [tensors[p] for _, p in pairs]
         norm, part_norm = global_norm(grads), global_norm(kept_parts, like=[p for _, p in pairs])
         weight = self.alpha * ratio(norm, part_norm, part_norm.isfinite())
-        for some, their_parts in parts(changed, kept_parts, at_most=SOME):
+        for some, their_parts in local_groups(changed, kept_parts, at_most=CHUNK_ELEMENTS):
             added = torch._foreach_mul(their_parts, weight.to(their_parts[0]))
             torch._foreach_add_(some, cast(added, some[0].dtype))

@@ -15,10 +15,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..foreach import copy, parts, wide
-from ..norms import global_norm
-from .base import Ascent, Cost, Method, Point
-from .direction import along, clear_if_not_finite
+from ..tensors.lists import copy, local_groups, wide
+from ..tensors.norms import global_norm
+from ._base import Ascent, Cost, Method, Point
+from ._direction import clear_if_not_finite, normalized
 
 _NO_ASCENT = "it makes no ascent pass"
 
@@ -47,9 +47,9 @@ class MomentumSAM(Method):
     def ascent(self, grads: list[Tensor], at: Point) -> Ascent:
         directions = [torch.empty_like(moment, dtype=wide(moment.dtype)) for moment in grads]
         copy(directions, grads)
-        for (some,) in parts(directions):
+        for (some,) in local_groups(directions):
             torch._foreach_neg_(some)
         norm = global_norm(directions)
         finite = norm.isfinite()
         clear_if_not_finite(directions, finite)
-        return along(directions, norm, finite)
+        return normalized(directions, norm, finite)

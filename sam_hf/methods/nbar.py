@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..norms import global_norm, local, wide
-from ..rounding import LOW_PRECISION
-from .base import Cost, Method, Option
+from ..tensors.norms import global_norm, local, wide
+from ..tensors.rounding import LOW_PRECISION
+from ._base import Cost, Method, Option
 
 _NO_PERTURBATION = "it perturbs no weights"
 _SCHEDULES = {

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .base import Ascent, Cost, Method, Point
-from .direction import dual_direction
+from ._base import Ascent, Cost, Method, Point
+from ._direction import dual_direction
 
 
 class SAM(Method):

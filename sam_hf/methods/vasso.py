@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..foreach import copy
-from ..norms import global_norm
-from .base import Ascent, Cost, Method, Option, Point
-from .direction import along, clear_if_not_finite
-from .memory import moving_average, unscaled
+from ..tensors.lists import copy
+from ..tensors.norms import global_norm
+from ._averages import moving_average, unscaled
+from ._base import Ascent, Cost, Method, Option, Point
+from ._direction import clear_if_not_finite, normalized
 
 
 class VaSSO(Method):
@@ -50,4 +50,4 @@ class VaSSO(Method):
         clear_if_not_finite(grads, finite)
         directions = unscaled(grads, at.loss_scale)
         copy(directions, moving_average(self, "direction", directions, at, finite, self.theta))
-        return along(directions, norm, finite)
+        return normalized(directions, norm, finite)

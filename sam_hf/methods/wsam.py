@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..foreach import SOME, add, cast, copies, local, parts, replace_if
-from .base import Ascent, Cost, Method, Option, Point, Products
-from .combination import add_scaled
-from .direction import clear_if_not_finite, dual_direction
-from .memory import unscaled
+from ..tensors.lists import CHUNK_ELEMENTS, add, cast, copies, local, local_groups, replace_if
+from ._averages import unscaled
+from ._base import Ascent, Cost, Method, Option, Point, Products
+from ._combination import add_scaled
+from ._direction import clear_if_not_finite, dual_direction
 
 
 class WSAM(Method):
@@ -76,7 +76,7 @@ class WSAM(Method):
         for group in optimizer.param_groups:
             stepped = [parameter for parameter in group["params"] if parameter in self._pending]
             differences = [self._pending.pop(parameter) for parameter in stepped]
-            for some, theirs in parts(stepped, differences):
+            for some, theirs in local_groups(stepped, differences):
                 torch._foreach_mul_(theirs, group["lr"] * weight)
-                for targets, changes in parts(some, theirs, at_most=SOME):
+                for targets, changes in local_groups(some, theirs, at_most=CHUNK_ELEMENTS):
                     torch._foreach_sub_(targets, cast(changes, targets[0].dtype))

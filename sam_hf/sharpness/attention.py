@@ -40,7 +40,7 @@ _OWN = Attention("", nullcontext)
 _UNFUSED = Attention("torch's unfused attention kernel", lambda: sdpa_kernel(SDPBackend.MATH))
 
 
-def said(attention: Attention | None) -> tuple[str, str]:
+def describe_product(attention: Attention | None) -> tuple[str, str]:
     """How products are taken and with which attention; empty where nothing has been found out yet."""
     if attention is None:
         return "", ""

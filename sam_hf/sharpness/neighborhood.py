@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..methods import ASAM, Ascent, Point
-from ..methods.direction import dual_direction
-from ..perturbation import Perturbation
+from ..methods._direction import dual_direction
+from ..update.perturbation import Perturbation
 from .examples import examples_in, processes
 from .krylov import check_count, probe
 from .oracle import LossOracle

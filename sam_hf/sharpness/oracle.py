@@ -13,13 +13,13 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from ..counters import uncounted
-from ..layout import bare
+from ..compat import uncounted
 from ..methods import Ascent
-from ..perturbation import Perturbation
-from ..rng import random_devices
+from ..update.model_structure import bare
+from ..update.perturbation import Perturbation
+from ..update.random_state import random_devices
 from . import scope
-from .attention import FINITE_DIFFERENCE, PRODUCTS, Attention, find_attention, said
+from .attention import FINITE_DIFFERENCE, PRODUCTS, Attention, describe_product, find_attention
 from .derivatives import first_order, second_order
 from .examples import draw, examples_in, groups_of, processes, summed
 from .graphs import KeptGraphs
@@ -182,7 +182,7 @@ class LossOracle:
     @property
     def product(self) -> tuple[str, str]:
         """How products are taken, and with which attention; empty as long as none was taken."""
-        return said(self._attention)
+        return describe_product(self._attention)
 
     def groups(self, m: int | None = None) -> list[list[Any]]:
         """This process's examples in groups of `m`; as they are batched by default. For `loss_on`, `gradient_on`."""

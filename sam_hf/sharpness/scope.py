@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..rng import RandomState
+from ..update.random_state import RandomState
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from torch import nn
 from transformers.utils import logging
 
-from ..foreach import is_sharded
-from ..rounding import LOW_PRECISION
+from ..tensors.lists import is_sharded
+from ..tensors.rounding import LOW_PRECISION
 
 logger = logging.get_logger(__name__)
 

@@ -18,7 +18,7 @@ import step_time
 import tables
 import torch
 
-from sam_hf.perturbation import Perturbation
+from sam_hf.update.perturbation import Perturbation
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sam_hf.commands.sharpness.command.command import main
 from sharpness_runs import QUICK, WORDS, save_bert
-
-from sam_hf.commands.sharpness import main
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from sam_hf import SAMTrainingArguments
-from sam_hf.commands.arguments import DataArguments, ModelArguments
-from sam_hf.commands.cli import UsageError, parse_arguments, run
+from sam_hf.command_line.parsing import parse_arguments, run
+from sam_hf.errors import UsageError
+from sam_hf.inputs.options import DataArguments, ModelArguments
 
 
 def parse(*argv: str):

@@ -9,10 +9,10 @@ from importlib.util import find_spec
 
 import pytest
 
+from sam_hf.arguments.fields import SAMArguments
 from sam_hf.commands import completion
 from sam_hf.commands.console import COMMANDS, main
 from sam_hf.methods import METHODS
-from sam_hf.training_args import SAMArguments
 
 needs_shtab = pytest.mark.skipif(find_spec("shtab") is None, reason="needs the package shtab")
 

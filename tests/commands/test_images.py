@@ -21,10 +21,9 @@ from transformers import (
 )
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
-from sam_hf.commands.cli import UsageError
-from sam_hf.commands.image_format import ImageFormat
-from sam_hf.commands.images import (
-    BrokenImageError,
+from sam_hf.errors import BrokenImageError, UsageError
+from sam_hf.inputs.image_format import ImageFormat
+from sam_hf.inputs.images import (
     ImageTransform,
     check_image_folder,
     check_images,

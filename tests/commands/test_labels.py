@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from sam_hf.commands.cli import UsageError
-from sam_hf.commands.labels import LabelScheme, add_label_noise, encode, find_label_column, has_labels, infer_scheme
+from sam_hf.errors import UsageError
+from sam_hf.inputs.labels import LabelScheme, add_label_noise, encode, find_label_column, has_labels, infer_scheme
 
 SCHEME = LabelScheme("single_label_classification", ["a", "b", "c", "d"])
 

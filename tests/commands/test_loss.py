@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers.trainer_pt_utils import LabelSmoother
 
-from sam_hf.commands.loss import loss_function
+from sam_hf.recipes.loss import loss_function
 
 
 @pytest.fixture

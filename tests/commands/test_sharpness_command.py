@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sam_hf.commands.sharpness.command.command import main
 from sharpness_runs import FEW, QUICK, save_bert
-
-from sam_hf.commands.sharpness import main
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -89,11 +88,11 @@ def test_landscape_and_the_line_between(bert, reviews, measure, tmp_path):
 def test_m_sharpness_is_the_librarys_on_examples_in_random_order(bert, reviews, measure):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
-    from sam_hf.commands.data import load_splits
+    from sam_hf.inputs.splits import load_splits
     from sam_hf.sharpness import LossOracle, m_sharpness
 
     result = measure(bert, "--train_file", reviews, "--neighborhood", "--m", 4, "--rho", 0.1, "--directions", 2)
-    from sam_hf.commands.arguments import DataArguments
+    from sam_hf.inputs.options import DataArguments
 
     drawn = load_splits(DataArguments(train_file=str(reviews)))["train"].shuffle(seed=0).select(range(10))
     tokenizer = AutoTokenizer.from_pretrained(bert)
@@ -177,7 +176,15 @@ def test_two_processes_measure_the_same(bert, reviews, measure, tmp_path):
     options = ["--train_file", str(reviews), "--hessian", "--top", "2", "--tolerance", "1e-3", *FEW]
     alone = measure(bert, *options)["models"][0]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29631", "-m"]
-    program = ["sam_hf.commands.sharpness", "--model", str(bert), "--out", str(tmp_path / "both"), *QUICK, *options]
+    program = [
+        "sam_hf.commands.sharpness.command",
+        "--model",
+        str(bert),
+        "--out",
+        str(tmp_path / "both"),
+        *QUICK,
+        *options,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launch, *program], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
@@ -188,7 +195,7 @@ def test_two_processes_measure_the_same(bert, reviews, measure, tmp_path):
 
 
 def test_what_is_finished_is_on_disk_when_a_run_stops(bert, reviews, measure, monkeypatch, tmp_path):
-    from sam_hf.commands import measurements
+    from sam_hf.commands.sharpness.command import measurements
 
     def stopped(*_, **__):
         raise KeyboardInterrupt

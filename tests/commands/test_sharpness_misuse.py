@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from sam_hf.commands.sharpness.command.command import main
 from sharpness_runs import QUICK, save_bert
 
-from sam_hf.commands.cli import UsageError
-from sam_hf.commands.sharpness import main
+from sam_hf.errors import UsageError
 
 
 @pytest.mark.parametrize(

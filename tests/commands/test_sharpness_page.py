@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from sam_hf.commands.sharpness.command.page import draw_pictures, write_page
 
-from sam_hf.commands import page
-from sam_hf.commands.cli import UsageError
-from sam_hf.commands.sharpness_page import draw_pictures, write_page
+from sam_hf.errors import UsageError
+from sam_hf.reports import page
 
 X = [-1.0, -0.5, 0.0, 0.5, 1.0]
 Y = [-1.0, 0.0, 1.0]
@@ -252,7 +252,7 @@ def test_another_file_is_refused(tmp_path, whole):
 
 
 def test_without_matplotlib_the_error_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setattr("sam_hf.commands.sharpness_page.find_spec", lambda name: None)
+    monkeypatch.setattr("sam_hf.commands.sharpness.command.page.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=re.escape('pip install "sam-hf[plot]"')):
         draw_pictures(result(model("sam", 1.0)), tmp_path)
 

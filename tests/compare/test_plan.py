@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sam_hf.commands.cli import UsageError
 from sam_hf.commands.compare import main
 from sam_hf.compare.read import read_plan
+from sam_hf.errors import UsageError
 
 SEARCH = {"validation_split_percentage": 25, "seeds": [100, 101]}
 

@@ -17,10 +17,10 @@ import pytest
 import yaml
 from scipy import stats
 
-from sam_hf.commands.cli import UsageError
 from sam_hf.commands.compare import main
 from sam_hf.compare.read import read_plan
 from sam_hf.compare.worker import WorkerSettings, carry_out
+from sam_hf.errors import UsageError
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -9,13 +9,13 @@ import pytest
 from datasets import load_dataset
 from sentence_files import write_sentences
 
-from sam_hf.commands.arguments import DataArguments
-from sam_hf.commands.cli import UsageError
-from sam_hf.commands.data import load_labelled
 from sam_hf.compare.read import read_plan
 from sam_hf.compare.records import Records
 from sam_hf.compare.search import choices, search_results
 from sam_hf.compare.worker import WorkerSettings, carry_out
+from sam_hf.errors import UsageError
+from sam_hf.inputs.options import DataArguments
+from sam_hf.inputs.splits import load_labelled
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def environment() -> dict[str, str]:
         **os.environ,
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(FOLDER.parents[1]), str(FOLDER.parent), str(FOLDER)]),
+        "PYTHONPATH": os.pathsep.join([str(FOLDER.parents[1]), str(FOLDER.parent / "support"), str(FOLDER)]),
     }
 
 

@@ -15,11 +15,11 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
 
-from sam_hf.grouping import Grouping
 from sam_hf.methods import METHODS
-from sam_hf.passes import Passes
-from sam_hf.running_means import RunningMeans
-from sam_hf.window import Window
+from sam_hf.update.ascent_window import Window
+from sam_hf.update.groups import GroupSize
+from sam_hf.update.runner import Passes
+from sam_hf.update.running_means import RunningMeans
 
 
 def sharded(model: nn.Module) -> nn.Module:
@@ -73,7 +73,7 @@ class Loop:
             ascent_share=lambda pieces, shared: torch.ones(()),
             means=RunningMeans(torch.device("cpu")),
         )
-        grouping = Grouping.of(self.case.m, MICRO_BATCH)
+        grouping = GroupSize.of(self.case.m, MICRO_BATCH)
         window = Window(batches, method=METHODS["sam"](), radius=RHO, steps=self.case.steps, grouping=grouping)
         before = shards(self.model)
         for i, batch in enumerate(batches):

@@ -11,9 +11,9 @@ from ranks import leave
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from sam_hf.methods.direction import dual_direction
-from sam_hf.norms import global_dot, global_norm
-from sam_hf.perturbation import Perturbation
+from sam_hf.methods._direction import dual_direction
+from sam_hf.tensors.norms import global_dot, global_norm
+from sam_hf.update.perturbation import Perturbation
 
 ORDERS = (1.5, 2.0, 3.0, torch.inf)
 

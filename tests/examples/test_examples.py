@@ -129,7 +129,7 @@ def test_accumulated_micro_batches_are_the_large_batch(train, name):
     ],
 )
 def test_wrong_use_is_one_line_and_status_2(train, name, options, message, capsys):
-    from sam_hf.commands.cli import run
+    from sam_hf.command_line.parsing import run
 
     with pytest.raises(SystemExit) as stop:
         run(lambda: train(name, "--do_train", *options))
@@ -140,7 +140,7 @@ def test_wrong_use_is_one_line_and_status_2(train, name, options, message, capsy
 
 
 def test_words_and_tags_that_do_not_match(train, tmp_path):
-    from sam_hf.commands.cli import UsageError
+    from sam_hf.errors import UsageError
 
     file = tmp_path / "bad.csv"
     file.write_text("words,tags\nanna sees,B-PER\n", encoding="utf-8")
@@ -168,7 +168,7 @@ def test_evaluation_of_what_was_trained(train, inputs):
 
 
 def test_conversations(train, llama, tmp_path, capsys):
-    from sam_hf.commands.cli import UsageError
+    from sam_hf.errors import UsageError
 
     rows = [{"messages": [{"role": "user", "content": "the dog"}, {"role": "assistant", "content": "sees"}]}] * 8
     file, template = tmp_path / "chat.jsonl", tmp_path / "template.jinja"

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.distributed]
 
 
 def sharded_result(out: Path, ranks: int, **options: int) -> dict:
-    tests = str(Path(__file__).parents[1])
+    tests = str(Path(__file__).parents[1] / "support")
     answer = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
         + [str(Path(__file__).parent / "fsdp2_device_worker.py"), str(out)]

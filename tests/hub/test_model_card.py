@@ -17,10 +17,10 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from transformers import BertForSequenceClassification
 
 from sam_hf import SAMArguments, SAMTrainer
-from sam_hf.commands.arguments import DataArguments, ModelArguments
-from sam_hf.commands.card import card_arguments
+from sam_hf.hub.model_card import TAGS, citations, facts, section
+from sam_hf.inputs.options import DataArguments, ModelArguments
 from sam_hf.methods import METHODS
-from sam_hf.model_card import TAGS, citations, facts, section
+from sam_hf.recipes.card import card_arguments
 
 CITED = re.compile(r"```bibtex\n(.*?)```", re.DOTALL)
 

@@ -16,7 +16,7 @@ from hub_checks import assert_no_secret
 from loopback_hub import LoopbackHub
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
-from sam_hf.commands import cli
+from sam_hf.command_line import parsing as cli
 
 REPOSITORY = Path(__file__).parents[2]
 TEXTS = ["good film", "bad plot", "a fine film", "the awful plot", "great plot", "poor film"] * 4

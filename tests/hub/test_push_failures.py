@@ -13,11 +13,11 @@ from loopback_hub import LoopbackHub
 from safetensors.torch import load_file
 from transformers.utils.hub import hf_api
 
-from sam_hf.hub import HubError, HubRefusedError
+from sam_hf.errors import HubError, HubRefusedError
 
 
 def our_warnings(caplog) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.name == "sam_hf.hub_mixin" and r.levelname == "WARNING"]
+    return [r.getMessage() for r in caplog.records if r.name == "sam_hf.hub.mixin" and r.levelname == "WARNING"]
 
 
 def assert_kept(trainer) -> None:

@@ -9,9 +9,9 @@ from tiny import Watch, assert_same, flat, loss_of, perceptron, points, snapshot
 from transformers import Trainer
 
 from sam_hf import SAMArguments
+from sam_hf.arguments.schedules import AUTO_SHARE, follows_steps
 from sam_hf.methods import METHODS
-from sam_hf.schedules import AUTO_SHARE, follows_steps
-from sam_hf.step_length import StepLength
+from sam_hf.tensors.step_length import StepLength
 
 AUTO = {"sam_rho_schedule": "auto"}
 

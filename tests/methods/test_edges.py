@@ -32,7 +32,7 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer
 
 from sam_hf.methods import METHODS
-from sam_hf.rng import RandomState
+from sam_hf.update.random_state import RandomState
 
 KNOWN = [method for method in METHODS if method in DEFAULTS]
 VANISHING = 1e-12

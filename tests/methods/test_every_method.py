@@ -12,7 +12,7 @@ from tiny import Watch, assert_same, flat, relative_difference, sentences, snaps
 from transformers import Trainer
 
 from sam_hf.methods import METHODS
-from sam_hf.rng import RandomState
+from sam_hf.update.random_state import RandomState
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -15,7 +15,7 @@ from common import ADAPTERS, run_of, updates
 
 from sam_hf import SAMArguments, SAMTrainingArguments
 from sam_hf.methods import METHODS
-from sam_hf.running_means import NAMES
+from sam_hf.update.running_means import NAMES
 
 ROOT = Path(__file__).parents[2]
 PAGES = {name: ROOT / "docs" / "methods" / f"{name}.md" for name in METHODS}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny import flat, perceptron, points, relative_difference, trainer_of, windows_of
 
-from sam_hf.layout import Layout
 from sam_hf.methods import METHODS, LookSAM
+from sam_hf.update.model_structure import ModelStructure
 
 theirs = pytest.importorskip("pytorch_optimizer.optimizer.sam")
 proportion = pytest.importorskip("pytorch_optimizer.lr_scheduler.proportion")
@@ -164,7 +164,7 @@ def test_adaptive_sam_has_no_eta_and_scales_biases(tmp_path, base, monkeypatch):
     without_eta = {"sam_method_kwargs": {"eta": 0.0}}
     assert relative_difference(our_run(tmp_path, base, "asam"), expected) > 1e-4
     assert relative_difference(our_run(tmp_path, base, "asam", **without_eta), expected) > 1e-4
-    monkeypatch.setattr(Layout, "own_name", lambda *_: "weight")
+    monkeypatch.setattr(ModelStructure, "own_name", lambda *_: "weight")
     assert relative_difference(our_run(tmp_path, base, "asam"), expected) > 1e-4
     assert relative_difference(our_run(tmp_path, base, "asam", **without_eta), expected) < 1e-9
 

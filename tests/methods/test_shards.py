@@ -9,12 +9,12 @@ from common import PERTURBING
 from torch import nn
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from sam_hf.grouping import Grouping
 from sam_hf.methods import METHODS
-from sam_hf.passes import Passes
-from sam_hf.running_means import RunningMeans
-from sam_hf.update_gradient import reuse
-from sam_hf.window import Window
+from sam_hf.update.ascent_window import Window
+from sam_hf.update.combining import reuse
+from sam_hf.update.groups import GroupSize
+from sam_hf.update.runner import Passes
+from sam_hf.update.running_means import RunningMeans
 
 OPTIONS = {"wsam": [{}, {"decouple": True}]}
 CASES = [(name, options) for name in PERTURBING if name != "msam" for options in OPTIONS.get(name, [{}])]
@@ -66,7 +66,7 @@ def history(name, options, mesh=None, fraction=1.0):
             forward_backward(batch, batch, True)
             reuse(method, passes)
         else:
-            Window([batch], method=method, radius=0.5, grouping=Grouping(), fraction=fraction).step(passes, batch)
+            Window([batch], method=method, radius=0.5, grouping=GroupSize(), fraction=fraction).step(passes, batch)
         seen += [whole(p.grad).clone() for p in parameters]
         optimizer.step()
         method.after_step(optimizer)

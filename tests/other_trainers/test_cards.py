@@ -12,8 +12,8 @@ from huggingface_hub import ModelCard
 from transformers import LlamaForCausalLM
 
 from sam_hf import SAMMixin
+from sam_hf.hub.model_card import TAGS
 from sam_hf.methods import METHODS
-from sam_hf.model_card import TAGS
 
 
 def assert_completed(path: Path, own: str) -> ModelCard:

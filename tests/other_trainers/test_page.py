@@ -15,7 +15,7 @@ from embeddings import embedder, pairs
 from test_seq2seq import reversals, t5
 
 from sam_hf import SAMMixin
-from sam_hf.support import _STATEFUL_TRAINERS
+from sam_hf.trainer.refusals import _STATEFUL_TRAINERS
 
 for package in ("trl", "sentence_transformers", "peft"):
     pytest.importorskip(package)

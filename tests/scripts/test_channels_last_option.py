@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch.nn import Conv2d
 
 import sam_hf
-from sam_hf.commands.channels_last import to_channels_last
-from sam_hf.commands.cli import UsageError
+from sam_hf.errors import UsageError
+from sam_hf.recipes.channels_last import to_channels_last
 
 # The large epsilon keeps Adam from taking a step of full length where a gradient is next to nothing but rounding
 OPTIONS = (

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from sam_hf.commands.cli import UsageError
+from sam_hf.errors import UsageError
 
 QUIET = (
     "--report_to none --disable_tqdm true --use_cpu true --per_device_train_batch_size 4 --save_strategy no "

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from sam_hf import SAMTrainer, SAMTrainingArguments
-from sam_hf.commands.loss import loss_function
+from sam_hf.recipes.loss import loss_function
 
 METHODS = ["none", "sam"]
 

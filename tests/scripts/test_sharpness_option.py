@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sam_hf.commands.cli import UsageError
+from sam_hf.errors import UsageError
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from tiny import Watch, assert_same, bert, perceptron, points, sentences, snapsh
 from torch import nn
 from transformers import Trainer
 
-from sam_hf.rng import RandomState
 from sam_hf.sharpness import (
     LossOracle,
     direction_between,
@@ -27,6 +26,7 @@ from sam_hf.sharpness import (
     random_direction_sharpness,
     random_directions,
 )
+from sam_hf.update.random_state import RandomState
 
 MEASUREMENTS = {
     "loss": LossOracle.loss,

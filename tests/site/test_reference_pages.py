@@ -12,8 +12,8 @@ import pytest
 import tiny
 
 from sam_hf import SAMArguments, SAMTrainer
-from sam_hf.running_means import NAMES
-from sam_hf.schedules import follows_steps
+from sam_hf.arguments.schedules import follows_steps
+from sam_hf.update.running_means import NAMES
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -90,5 +90,5 @@ def test_links(hooks, folder, text, expected):
 
 
 def test_a_file_of_the_repository_is_linked_where_the_repository_has_an_address(hooks):
-    turned = hooks._links("[a](../sam_hf/rng.py)", "docs", "", "https://example.org/x/")
-    assert turned == "[a](https://example.org/x/blob/HEAD/sam_hf/rng.py)"
+    turned = hooks._links("[a](../sam_hf/update/random_state.py)", "docs", "", "https://example.org/x/")
+    assert turned == "[a](https://example.org/x/blob/HEAD/sam_hf/update/random_state.py)"

@@ -69,7 +69,9 @@ def test_training_step_that_leaves_sam_out_is_named(tmp_path, monkeypatch, caplo
         "An update was made without SAM: OwnStep.training_step did not hand every micro-batch of it on to "
         "super().training_step."
     )
-    assert [record.getMessage() for record in caplog.records if record.name == "sam_hf.advice"] == [message] * warned
+    assert [record.getMessage() for record in caplog.records if record.name == "sam_hf.trainer.run_warnings"] == [
+        message
+    ] * warned
 
 
 class Noisy(SAMTrainer):

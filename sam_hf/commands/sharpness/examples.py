@@ -1,0 +1,188 @@
+"""The examples that `sam-hf sharpness` measures on: drawn once, labelled as each model orders its classes, batched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoImageProcessor, AutoTokenizer, DataCollatorWithPadding, default_data_collator
+
+from ...errors import UsageError
+from ...inputs.checkpoints import from_checkpoint
+from ...inputs.labels import (
+    MULTI_LABEL,
+    REGRESSION,
+    SINGLE_LABEL,
+    LabelScheme,
+    add_label_noise,
+    encode,
+    find_label_column,
+    infer_scheme,
+)
+from ...inputs.options import DataArguments
+from ...inputs.splits import load_splits, sample, without_progress_bars
+from .models import Checkpoint
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from .options import MeasuredExamples
+
+
+@dataclass
+class Examples:
+    """
+    Attributes:
+        dataset: the examples measured on, in random order, with labels in the data's order of classes.
+        scheme: what these labels are.
+        replaced: how many labels of the whole training split are noise.
+    """
+
+    dataset: Dataset
+    scheme: LabelScheme
+    replaced: int
+
+
+@without_progress_bars()
+def load_examples(data: MeasuredExamples, config: Any, kind: str, seed: int) -> Examples:
+    """
+    Args:
+        data (`MeasuredExamples`): where they come from.
+        config: of the first model, for the problem type.
+        kind (`str`): `"text"` or `"image"`.
+        seed (`int`): of the sample.
+    """
+    dataset = sample(_split(data, kind), data.max_train_samples)
+    column = find_label_column(dataset, data.label_column)
+    scheme = infer_scheme(dataset, column, data.problem_type or config.problem_type)
+    if kind == "image" and scheme.problem_type != SINGLE_LABEL:
+        raise UsageError(f"labels of images must be classes: these make a {scheme.problem_type}")
+    dataset, replaced = add_label_noise(
+        encode(dataset, column, scheme, data.split), data.label_noise, scheme, data.label_noise_seed
+    )
+    drawn = dataset.shuffle(seed=seed).select(range(min(data.max_examples, len(dataset)))).flatten_indices()
+    return Examples(drawn, scheme, replaced)
+
+
+def scheme_of(checkpoint: Checkpoint, data: LabelScheme) -> LabelScheme:
+    """The data's labels as the model orders them."""
+    names, count = checkpoint.label_names, checkpoint.outputs(len(data.names))
+    if data.problem_type != REGRESSION and names is not None:
+        unknown = [name for name in data.names if name not in names]
+        if unknown:
+            raise UsageError(
+                f"the data have the label {unknown[0]}, which {checkpoint.given} does not: it has {_few(names)}"
+            )
+        return LabelScheme(data.problem_type, names)
+    if count != len(data.names):
+        raise UsageError(
+            f"{checkpoint.given} has {count} outputs, and the data have {len(data.names)} labels: {_few(data.names)}"
+        )
+    return data
+
+
+def batches_for(
+    checkpoint: Checkpoint,
+    scheme: LabelScheme,
+    examples: Examples,
+    data: MeasuredExamples,
+    size: int,
+    share: Callable[[list[Any]], list[Any]],
+) -> tuple[list[Any], list[Any]]:
+    """
+    The examples as the model takes them.
+
+    Args:
+        checkpoint (`Checkpoint`): the model.
+        scheme (`LabelScheme`): of `scheme_of`.
+        examples (`Examples`): of `load_examples`.
+        data (`MeasuredExamples`): columns and sizes.
+        size (`int`): examples a batch.
+        share (`Callable`): this process's part of a list.
+
+    Returns:
+        `tuple[list, list]`: batches of texts of like length, which hold little padding, for what is a mean over all
+        examples; and batches in random order, for what is measured of groups of them.
+    """
+    dataset = _relabelled(examples.dataset, examples.scheme, scheme)
+    if checkpoint.kind == "image":
+        batches = _image_batches(checkpoint, dataset, data, size, share)
+        return batches, batches
+    from ...inputs.texts import text_columns, tokenized
+
+    tokenizer = from_checkpoint(AutoTokenizer, checkpoint.path)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    columns = text_columns(dataset, data.text_column, data.text_pair_column)
+    rows = list(tokenized(dataset, tokenizer, columns, data.max_seq_length))
+    collate = DataCollatorWithPadding(tokenizer)
+    by_length = sorted(rows, key=lambda row: len(row["input_ids"]))
+    return _batched(share(by_length), size, collate), _batched(share(rows), size, collate)
+
+
+def _image_batches(
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    data: MeasuredExamples,
+    size: int,
+    share: Callable[[list[Any]], list[Any]],
+) -> list[Any]:
+    from ...inputs.image_format import ImageFormat
+    from ...inputs.images import ImageTransform, encoded_images, find_image_column
+
+    column = find_image_column(dataset, data.image_column)
+    encoded = encoded_images(dataset, column)
+    processor = from_checkpoint(AutoImageProcessor, checkpoint.path if not checkpoint.is_adapter else checkpoint.base)
+    image_format = ImageFormat.of(processor, checkpoint.config, data.image_size)
+    transformed = encoded.with_transform(ImageTransform(image_format, column, label_column="labels"))
+    mine = share(list(range(len(transformed))))
+    return _batched([transformed[index] for index in mine], size, default_data_collator)
+
+
+def _batched(rows: Sequence[Any], size: int, collate: Callable[[Any], Any]) -> list[Any]:
+    return [dict(collate(list(rows[start : start + size]))) for start in range(0, len(rows), size)]
+
+
+def _split(data: MeasuredExamples, kind: str) -> Dataset:
+    folders = {"train": data.train_dir, "validation": data.validation_dir, "test": data.test_dir}
+    given = {split: folder for split, folder in folders.items() if folder is not None}
+    if given and kind == "text":
+        raise UsageError(f"{next(iter(given))}_dir is of images, and the model takes text")
+    if given:
+        from ...inputs.images import check_image_folder
+
+        for folder in given.values():
+            check_image_folder(folder)
+    where = DataArguments(
+        dataset_name=data.dataset_name,
+        dataset_config_name=data.dataset_config_name,
+        train_file=data.train_file,
+        validation_file=data.validation_file,
+        test_file=data.test_file,
+    )
+    splits = load_splits(where, folders)
+    if data.split not in splits:
+        raise UsageError(f"there is no {data.split} split: the data have {', '.join(splits)}")
+    return splits[data.split]
+
+
+def _relabelled(dataset: Dataset, data: LabelScheme, model: LabelScheme) -> Dataset:
+    """The labels in the model's order of classes."""
+    if data.names == model.names or data.problem_type == REGRESSION:
+        return dataset
+    place = [model.names.index(name) for name in data.names]
+
+    def moved(label: Any) -> Any:
+        if data.problem_type != MULTI_LABEL:
+            return place[label]
+        row = [0.0] * len(model.names)
+        for index, value in zip(place, label, strict=True):
+            row[index] = value
+        return row
+
+    return dataset.map(lambda row: {"labels": moved(row["labels"])})
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
