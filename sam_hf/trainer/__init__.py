@@ -1,0 +1,4 @@
+"""
+The connection to Trainer: `SAMMixin` (start with `mixin.py`), the runner of passes (`runner.py`), refusals, warnings,
+and checkpoints.
+"""

@@ -1,4 +1,4 @@
-"""Checkpoints of a SAM run: what Trainer saves and loads, `sam_state.json` with it."""
+"""Checkpoints of a SAM run: what Trainer saves and loads, and `sam_state.json` beside it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from torch import Tensor
 from transformers import Trainer
 from transformers.utils import logging
 
-from ..arguments.fields import method_class
-from ..arguments.schedules import follows_steps
+from ..arguments.schedules import method_class, uses_auto_radius
 from ..update.gradients import is_fsdp
 from ..update.perturbed_parameters import plain_name
 from .checkpoint_files import last_whole_checkpoint, load_state, load_tensors, save_state, save_tensors, tensors_path
@@ -27,15 +26,15 @@ class CheckpointMixin(_Trainer):
     """
     Part of [`SAMMixin`].
 
-    `train` is public. The other three methods are private to Trainer, and have no public counterpart: `on_save` comes
-    after a checkpoint was pushed, no event comes with loading, and none with a checkpoint that failed.
+    `train` is public. The other three methods are private to Trainer and have no public counterpart: the event
+    `on_save` comes only after a checkpoint was pushed, and there is no event for loading or for a failed checkpoint.
     """
 
     sam_args: Any
-    _sam_runner: MethodLifecycle
+    _sam_method: MethodLifecycle
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        if resume_from_checkpoint is True:  # if none is whole, Trainer says so
+        if resume_from_checkpoint is True:  # without a complete checkpoint, Trainer raises its own error
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir) or True
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -43,7 +42,7 @@ class CheckpointMixin(_Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.sam_args.sam_method == "none":
             return
-        tensors = self._sam_runner.state(self._parameter_names(), self.optimizer)
+        tensors = self._sam_method.state(self._parameter_names(), self.optimizer)
         if tensors and (self._own_state_rank() is not None or self.args.should_save):
             save_tensors(tensors_path(output_dir, self._own_state_rank()), tensors)
         if self.args.should_save:
@@ -54,7 +53,7 @@ class CheckpointMixin(_Trainer):
         name = self.sam_args.sam_method
         if checkpoint is None or name == "none":
             return
-        keeps_nothing = not (method_class(self.sam_args).keeps_state or follows_steps(self.sam_args))
+        keeps_nothing = not (method_class(self.sam_args).keeps_state or uses_auto_radius(self.sam_args))
         try:
             state = load_state(checkpoint)
             if state is None or keeps_nothing or not state["tensors"] or state["method"] != name:
@@ -62,31 +61,31 @@ class CheckpointMixin(_Trainer):
             if state["world_size"] != self.args.world_size and not self._state_is_shared():
                 logger.warning(
                     f"{checkpoint} was written by {state['world_size']} processes, and this run has "
-                    f"{self.args.world_size}: what sam_method={name!r} keeps from update to update starts anew."
+                    f"{self.args.world_size}: the state of sam_method={name!r} starts from nothing."
                 )
                 return
             path = tensors_path(checkpoint, self._own_state_rank())
-            self._sam_runner.method(self.sam_args, self.model, self.optimizer)
+            self._sam_method.method(self.sam_args, self.model, self.optimizer)
             try:
-                self._sam_runner.load_state(load_tensors(path), self._parameter_names(), self.optimizer)
+                self._sam_method.load_state(load_tensors(path), self._parameter_names(), self.optimizer)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
         except ValueError as error:
             if not keeps_nothing:
                 raise ValueError(
-                    f"{error}. sam_method={name!r} cannot resume without it: put the file back, or delete the "
-                    f"sam_state files of {checkpoint} to let its averages start anew."
+                    f"{error}. sam_method={name!r} cannot resume without it: restore the file, or delete the "
+                    f"sam_state files of {checkpoint} to let the method's averages start from nothing."
                 ) from error
             logger.warning(f"{error}. sam_method={name!r} keeps no state: training resumes without the file.")
 
     def _own_state_rank(self) -> int | None:
-        """This process's number, where what methods keep differs between processes."""
-        alone = self.args.world_size <= 1
-        return None if alone or self._state_is_shared() else self.args.process_index
+        """Return the rank of this process if the state of methods differs between processes, else `None`."""
+        is_single = self.args.world_size <= 1
+        return None if is_single or self._state_is_shared() else self.args.process_index
 
     def _state_is_shared(self) -> bool:
-        """What the method keeps is the same in every process, however many there are."""
-        method = method_class(self.sam_args)  # without a state of its own, there is the length of steps alone
+        """Return whether the state of the method is the same in every process."""
+        method = method_class(self.sam_args)  # without a state of its own, only the step length is saved
         shared = self.sam_args.sam_sync_perturbation or method.state_is_shared or not method.keeps_state
         return shared and not is_fsdp(self.model_wrapped)
 
@@ -99,8 +98,8 @@ class CheckpointMixin(_Trainer):
             super()._save_checkpoint(*args, **kwargs)
         except Exception:
             logger.error(
-                f"The checkpoint of step {self.state.global_step} in {self.args.output_dir} was not written to its "
-                "end (the error below says why). Make room or choose another output_dir, then go on with "
-                "train(resume_from_checkpoint=True), which takes the last whole checkpoint."
+                f"The checkpoint of step {self.state.global_step} in {self.args.output_dir} is incomplete (the error "
+                "below says why). Free some space or choose another output_dir, then continue with "
+                "train(resume_from_checkpoint=True), which uses the last complete checkpoint."
             )
             raise

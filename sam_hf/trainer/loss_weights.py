@@ -1,9 +1,9 @@
 """
-The weight of a slice in its micro-batch's loss.
+The weight of a slice in the loss of its micro-batch.
 
-A loss that is normalised by `num_items_in_batch` is a sum: slices add up by themselves. A loss that is a mean over the
-micro-batch is not: each slice must weigh by its share of the labels. Which of the two a model computes cannot be read
-off its signature (many accept `num_items_in_batch` and ignore it), so it is asked.
+A loss that is divided by `num_items_in_batch` is a sum: the losses of slices add up. A loss that is a mean over the
+micro-batch is not: each slice must be weighted by its share of the labels. A model's signature does not tell which of
+the two it computes (many models accept `num_items_in_batch` and ignore it), so the loss is computed twice to find out.
 """
 
 from __future__ import annotations
@@ -17,42 +17,63 @@ from torch import Tensor
 
 from ..update.slices import first_dimension
 
-
-def labels_in(batch: dict[str, Any]) -> int | Tensor:
-    """How many labels count in the loss of a batch: class indices of −100 do not; each example if there are none."""
-    labels = batch.get("labels")
-    if isinstance(labels, Tensor) and not labels.is_floating_point():
-        return labels.ne(-100).sum(dtype=torch.float32 if labels.device.type == "mps" else torch.float64)
-    return first_dimension(batch)
+MEAN, SUM, NEITHER = "mean", "sum", "neither"
+_ABSENT = object()
 
 
-def label_share(part: dict[str, Any], whole: dict[str, Any]) -> float | Tensor:
-    """The share of the micro-batch's labels that a slice holds."""
-    labels = labels_in(whole)
-    return labels_in(part) / (labels.clamp(min=1) if isinstance(labels, Tensor) else labels)
-
-
-def is_mean(loss: Callable[[Any], Tensor], num_items: Any) -> bool | None:
+def count_labels(batch: dict[str, Any], shifted: bool) -> int | Tensor:
     """
-    Whether `loss(num_items)`, a loss over some examples, ignores the number it should be normalised by; `None` where
-    these examples cannot tell: without a single label a sum is 0 and a mean NaN, whatever they are divided by.
+    Return the number of labels that count in the loss of a batch; the number of examples if there are no class labels.
+
+    Args:
+        shifted (`bool`): the loss drops the first label of each sequence, see
+            [`~sam_hf.compat.loss_shifts_labels`].
+    """
+    labels = batch.get("shift_labels", batch.get("labels"))
+    if not isinstance(labels, Tensor) or labels.is_floating_point():
+        return first_dimension(batch)
+    if shifted and "shift_labels" not in batch:
+        labels = labels[..., 1:]
+    return labels.ne(-100).sum(dtype=torch.float32 if labels.device.type == "mps" else torch.float64)
+
+
+def label_share(part: dict[str, Any], whole: dict[str, Any], shifted: bool) -> float | Tensor:
+    """Return the share of the micro-batch's labels that a slice holds."""
+    labels = count_labels(whole, shifted)
+    return count_labels(part, shifted) / (labels.clamp(min=1) if isinstance(labels, Tensor) else labels)
+
+
+def loss_reduction(loss: Callable[[Any], Tensor], num_items: Any, tolerance: float) -> str | None:
+    """
+    Return `MEAN` if `loss(num_items)` does not depend on the number, `SUM` if it is divided by it, else `NEITHER`.
+
+    Args:
+        loss: computes the loss over some examples, with the number of items that normalises it.
+        num_items: that number, or `None` where Trainer counts no items.
+        tolerance: the relative difference between two passes that rounding can make.
+
+    Returns:
+        `str` or `None`: `None` if these examples cannot tell: without a single label a sum is 0 and a mean is NaN.
     """
     if num_items is None:
-        return True
+        return MEAN
     with torch.no_grad():
-        # Both passes in any case: they may communicate, and the examples of other processes may be able to tell
-        value, other = loss(num_items).sum(), loss(2 * num_items).sum()  # one loss a device under nn.DataParallel
-    if value == 0 or not value.isfinite():
+        # Both passes run in any case: they may communicate, and the examples of other processes may be able to tell.
+        # nn.DataParallel returns one loss per device
+        value, other = float(loss(num_items).sum()), float(loss(2 * num_items).sum())
+    if value == 0 or not abs(value) < float("inf"):
         return None
-    return bool(torch.equal(value, other))
+    if abs(other - value) <= tolerance * abs(value):
+        return MEAN
+    return SUM if abs(2 * other - value) <= tolerance * abs(value) else NEITHER
 
 
 @contextmanager
 def weighted_by(trainer: Any, share: float | Tensor, divided_by_trainer: bool) -> Iterator[None]:
     """
-    Inside, `Trainer.training_step` multiplies the loss by `share` before it runs backward.
+    Let `Trainer.training_step` multiply the loss by `share` before the backward pass.
 
-    Through the divisor that Trainer applies to losses that are means, so that it stays Trainer's own code.
+    This goes through the divisor that Trainer applies to losses that are means, so that no code of Trainer is copied.
 
     Args:
         divided_by_trainer (`bool`): Trainer divides this loss by the accumulation steps.
@@ -69,6 +90,3 @@ def weighted_by(trainer: Any, share: float | Tensor, divided_by_trainer: bool) -
             delattr(trainer, flag)
         else:
             setattr(trainer, flag, before[0])
-
-
-_ABSENT = object()

@@ -1,4 +1,4 @@
-"""The method of a training run and the length of its steps: made once, told of steps, named for checkpoints."""
+"""The method of a training run: it is made, bound to a model and an optimizer, saved and loaded here."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..arguments.fields import SAMArguments, method_class
-from ..arguments.schedules import follows_steps
+from ..arguments.fields import SAMArguments
+from ..arguments.schedules import method_class, uses_auto_radius
 from ..methods import Method
 from ..tensors.first_moment import check_keeps_first_moment
 from ..tensors.lists import local
 from ..tensors.step_length import StepLength
 
-# Its name in a checkpoint; methods' own numbers have other ones
+# Its name in a checkpoint. The numbers of methods have other names
 _STEP_LENGTH = "last_step_length"
 
 
 class MethodLifecycle:
     """
-    Keeps one method over a run, however often it is asked for; a new one where its arguments change.
+    Keeps one method over a run, and makes a new one if its arguments change.
 
     Attributes:
-        step_length ([`StepLength`] or `None`): of this run's optimizer, where the radius follows it.
+        step_length ([`~sam_hf.tensors.step_length.StepLength`] or `None`): measures the steps of this run's optimizer,
+            if the radius follows them.
     """
 
     step_length: StepLength | None = None
@@ -37,28 +38,30 @@ class MethodLifecycle:
         self._handles: list[Any] = []
 
     def reset(self) -> None:
-        """Before a run: nothing is left of the one before."""
+        """Forget the method of the run before."""
         self.release()
         self._method = self._made_of = self._bound_to = self.step_length = None
 
     def release(self) -> None:
-        """After a run: who steps the optimizer now is no affair of the method's. What it keeps can still be saved."""
+        """Remove the optimizer hooks. The method's state stays available for saving."""
         for handle in self._handles:
             handle.remove()
         self._handles, self._hooked = [], None
 
     def method(self, args: SAMArguments, model: nn.Module | None = None, optimizer: Any = None) -> Method:
         """
+        Return the run's method, bound to the model and the optimizer.
+
         Args:
-            args (`SAMArguments`): as they are now.
-            model (`nn.Module`, *optional*): that the method is to train.
-            optimizer (`torch.optim.Optimizer`, *optional*): whose steps it is told of.
+            args (`SAMArguments`): the present arguments.
+            model (`nn.Module`, *optional*): the model that the method trains.
+            optimizer (`torch.optim.Optimizer`, *optional*): the method is told of its steps.
 
         Raises:
             ValueError: the method cannot train this model, or not with this optimizer.
         """
         options: Any = args.sam_method_kwargs or {}
-        follows = follows_steps(args)
+        follows = uses_auto_radius(args)
         made_of = (args.sam_method, args.sam_p, follows, tuple(sorted(options.items())))
         if self._method is None or self._made_of != made_of:
             self.reset()
@@ -72,50 +75,53 @@ class MethodLifecycle:
         return self._method
 
     def _hook(self, method: Method, optimizer: Any) -> None:
-        """Hooks of the optimizer itself: fp16's scaler does not reach them where it skips a step."""
+        """Register hooks on the optimizer itself. They do not run when fp16's scaler skips a step."""
         self.release()
         if method.perturbs_by_momentum:
             check_keeps_first_moment(optimizer)
-        inner = getattr(optimizer, "optimizer", optimizer)  # what accelerate has wrapped
+        inner = getattr(optimizer, "optimizer", optimizer)  # the optimizer inside accelerate's wrapper
         before = [method.before_step] if type(method).before_step is not Method.before_step else []
         after = [method.after_step] if type(method).after_step is not Method.after_step else []
         if self.step_length is not None:
-            # The step alone, and not what a method does to the weights around it
+            # It measures the step only, without what a method does to the weights before and after it
             before, after = [*before, self.step_length.before_step], [self.step_length.after_step, *after]
-        self._handles += [inner.register_step_pre_hook(_told(inner, tell)) for tell in before]
-        self._handles += [inner.register_step_post_hook(_told(inner, tell)) for tell in after]
+        self._handles += [inner.register_step_pre_hook(_unless_skipped(inner, call)) for call in before]
+        self._handles += [inner.register_step_post_hook(_unless_skipped(inner, call)) for call in after]
         self._hooked = optimizer
 
     def state(self, names: Mapping[Tensor, str], optimizer: Any) -> dict[str, Tensor]:
         """
-        What outlives an update, by `slot/parameter`, and numbers by name.
+        Return the state that outlives an update: tensors by `slot/parameter`, and numbers by name.
 
         Args:
-            names: the model's parameters with their names. Others (of a loss module) go by their place in `optimizer`.
+            names: the parameters of the model with their names. Other parameters, of a loss module, are named by their
+                place in `optimizer`.
         """
         method = self._method
         if method is None:
             return {}
-        named = _named(names, optimizer)
+        all_names = _names_with_places(names, optimizer)
         state = {name: number.reshape(1) for name, number in method.numbers.items()}
         if self.step_length is not None and self.step_length.value is not None:
             state[_STEP_LENGTH] = self.step_length.value.reshape(1)
         for slot, tensors in method.tensors.items():
             for parameter, tensor in tensors.items():
-                state[f"{slot}/{named[parameter]}"] = tensor.contiguous()
+                state[f"{slot}/{all_names[parameter]}"] = tensor.contiguous()
         return state
 
     def load_state(self, state: Mapping[str, Tensor], names: Mapping[Tensor, str], optimizer: Any) -> None:
         """
+        Load what [`state`] returned.
+
         Raises:
-            ValueError: `state` is of another model.
+            ValueError: `state` belongs to another model.
         """
         method = self._method
         assert method is not None
-        by_name = {name: parameter for parameter, name in _named(names, optimizer).items()}
+        by_name = {name: parameter for parameter, name in _names_with_places(names, optimizer).items()}
         device = next(iter(by_name.values())).device
         for key, tensor in state.items():
-            if key == _STEP_LENGTH:  # of a checkpoint whose radius followed it; this run's need not
+            if key == _STEP_LENGTH:  # the radius of the saved run followed it; the radius of this run may not
                 if self.step_length is not None:
                     self.step_length.value = tensor.reshape(()).to(device)
                 continue
@@ -125,20 +131,20 @@ class MethodLifecycle:
                 continue
             parameter = by_name.get(name)
             if parameter is None or local(parameter).shape != tensor.shape:
-                raise ValueError(f"{key!r} is of another model")
+                raise ValueError(f"{key!r} belongs to another model")
             method.tensors.setdefault(slot, {})[parameter] = tensor.to(parameter.device)
 
 
-def _named(names: Mapping[Tensor, str], optimizer: Any) -> dict[Tensor, str]:
+def _names_with_places(names: Mapping[Tensor, str], optimizer: Any) -> dict[Tensor, str]:
     stepped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {parameter: f"optimizer/{place}" for place, parameter in enumerate(stepped)} | dict(names)
 
 
-def _told(optimizer: Any, tell: Callable[[Any], None]) -> Callable[..., None]:
+def _unless_skipped(optimizer: Any, call: Callable[[Any], None]) -> Callable[..., None]:
     def hook(*_: Any) -> None:
-        # Fused optimizers are called where the scaler found an overflow too, and leave the weights alone themselves
+        # A fused optimizer is called even where the scaler found an overflow, and then leaves the weights alone itself
         found = getattr(optimizer, "found_inf", None)
         if found is None or not found.any():
-            tell(optimizer)
+            call(optimizer)
 
     return hook

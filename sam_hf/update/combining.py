@@ -1,4 +1,4 @@
-"""The update gradient u of methods that make it of g and s, the same in every process."""
+"""The update gradient u of methods that combine g and s. It is the same in every process."""
 
 from __future__ import annotations
 
@@ -12,59 +12,64 @@ from ..methods import Method, Point, Products
 from ..tensors.lists import add
 from ..tensors.norms import global_dot, global_norm
 from .gradients import dense, is_fsdp
-from .runner import Passes
+from .runner import PassRunner
 
 
 def combine(
-    method: Method, ascent_gradient: dict[Tensor, Tensor], leftover: dict[Tensor, Tensor], passes: Passes
+    method: Method,
+    ascent_gradient: dict[Tensor, Tensor],
+    leftover: dict[Tensor, Tensor],
+    runner: PassRunner,
+    averaged: bool,
 ) -> None:
     """
-    Turn the descent gradients in `p.grad`, reduced over processes by now, into u.
+    Turn the descent gradients in `p.grad`, which are reduced over processes by now, into the update gradient u.
 
-    Parameters that ε does not cover keep u = s, and those without a descent gradient are not stepped.
+    Parameters that epsilon does not cover keep u = s. Parameters without a descent gradient are not stepped.
 
     Args:
-        ascent_gradient: g of the whole update by parameter.
-        leftover: what `p.grad` held before the window's first pass: added to u as it is.
+        method: combines g and s.
+        ascent_gradient: g of the whole update, by parameter.
+        leftover: the content of `p.grad` before the window's first pass. It is added to u unchanged.
+        averaged: g is already a mean over processes.
     """
-    parameters = _stepped(passes)
+    parameters = _stepped(runner)
     s: list[Any] = [p.grad for p in parameters]
-    g = _of(parameters, ascent_gradient)
-    if not (passes.sync_perturbation or is_fsdp(passes.model)):
-        g = passes.average(g)
-    earlier = _of(parameters, leftover) if leftover else []
-    if earlier and not is_fsdp(passes.model):
-        earlier = passes.average(earlier)
-    scale = passes.loss_scale()
+    g = _select(parameters, ascent_gradient)
+    if not averaged:
+        g = runner.average(g)
+    earlier = _select(parameters, leftover) if leftover else []
+    if earlier and not is_fsdp(runner.model):
+        earlier = runner.average(earlier)
     with torch.no_grad():
         if earlier:
             add(s, earlier, -1)
         products = _products(g, s)
-        passes.means.add("sam_grad_cosine", products.gs / (products.gg.sqrt() * products.ss.sqrt()))
-        method.combine(g, s, products, Point(parameters, parameters, loss_scale=scale))
+        runner.means.add("sam_grad_cosine", products.gs / (products.gg.sqrt() * products.ss.sqrt()))
+        method.combine(g, s, products, Point(parameters, parameters, loss_scale=runner.loss_scale()))
         if earlier:
             add(s, earlier)
 
 
-def reuse(method: Method, passes: Passes) -> None:
-    """Change the plain gradients in `p.grad`, reduced over processes by now, as the method does between updates."""
-    parameters = _stepped(passes)
+def reuse(method: Method, runner: PassRunner) -> None:
+    """Let the method change the plain gradients in `p.grad`, which are reduced over processes by now."""
+    parameters = _stepped(runner)
     grads: list[Any] = [p.grad for p in parameters]
     with torch.no_grad():
-        method.reuse(grads, Point(parameters, parameters, loss_scale=passes.loss_scale()))
+        method.reuse(grads, Point(parameters, parameters, loss_scale=runner.loss_scale()))
 
 
-def _stepped(passes: Passes) -> list[nn.Parameter]:
-    """The perturbed parameters with a gradient, which is dense from here on."""
-    parameters = [p for p in passes.perturbed if p.grad is not None]
+def _stepped(runner: PassRunner) -> list[nn.Parameter]:
+    """Return the perturbed parameters that have a gradient, and make their gradients dense."""
+    parameters = [p for p in runner.perturbed if p.grad is not None]
     grads: list[Any] = [p.grad for p in parameters]
     for parameter, grad in zip(parameters, dense(grads), strict=True):
         parameter.grad = grad
     return parameters
 
 
-def _of(parameters: Sequence[nn.Parameter], gradients: dict[Tensor, Tensor]) -> list[Tensor]:
-    """Theirs among `gradients`, zeros for those without."""
+def _select(parameters: Sequence[nn.Parameter], gradients: dict[Tensor, Tensor]) -> list[Tensor]:
+    """Return the gradients of these parameters; zeros where there is none."""
     return dense([gradients[p] if p in gradients else torch.zeros_like(p) for p in parameters])
 
 

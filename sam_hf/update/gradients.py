@@ -1,4 +1,4 @@
-"""Gradients set aside and given back, and whether a backward pass reduces them over processes."""
+"""Gradients that are set aside and given back, and control over their reduction over processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ except ImportError:  # a torch built without distributed
 
 
 def take_gradients(parameters: Iterable[Tensor], by_value: bool = False) -> dict[Tensor, Tensor]:
-    """Set aside the gradients accumulated so far, by reference or value; the next backward pass starts from none."""
+    """Remove and return the accumulated gradients, so that the next backward pass starts from none."""
     taken = {p: p.grad.clone() if by_value else p.grad for p in parameters if p.grad is not None}
     for parameter in taken:
         parameter.grad = None
@@ -25,33 +25,33 @@ def take_gradients(parameters: Iterable[Tensor], by_value: bool = False) -> dict
 
 
 def give_gradients_back(parameters: Iterable[Tensor], taken: dict[Tensor, Tensor]) -> None:
-    """Undo `take_gradients`; what the parameters gathered since is dropped."""
+    """Undo `take_gradients`, and drop the gradients that have accumulated since."""
     for parameter in parameters:
         parameter.grad = taken.get(parameter)
 
 
 def has_bucket_views(model: nn.Module) -> bool:
-    """Gradients that were reduced lie in DDP's buckets, which the next reduction overwrites."""
-    module = _uncompiled(model)
+    """Return whether reduced gradients are views of DDP's buckets, which the next reduction overwrites."""
+    module = _without_compile(model)
     return isinstance(module, DistributedDataParallel) and module.gradient_as_bucket_view
 
 
 def mark_used(model: nn.Module, parameters: Sequence[Tensor]) -> None:
     """
-    Add zeros to the gradients of parameters that earlier passes used, before one that reduces them.
+    Add zeros to the gradients of parameters that earlier passes used, before a pass that reduces them.
 
-    With `find_unused_parameters`, DDP keeps a list of what was used since it last reduced, and leaves other gradients
-    alone. A reduction in the middle of a window empties that list, so that what was accumulated before it would stay
-    local to each rank; and gradients set aside leave it with parameters without one, which it takes for a bug.
+    With `find_unused_parameters`, DDP lists the parameters that were used since its last reduction, and skips the
+    gradients of all others. A reduction in the middle of a window empties this list: gradients accumulated before it
+    would stay local to each rank. And DDP takes a listed parameter whose gradient was set aside for a bug.
     """
-    module = _uncompiled(model)
+    module = _without_compile(model)
     if isinstance(module, DistributedDataParallel) and module.find_unused_parameters:
         torch.autograd.backward(parameters, [p.new_zeros(()).expand_as(p) for p in parameters])
 
 
 @contextmanager
 def without_gradient(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Passes inside compute no gradient of these parameters, and skip the products that it would take."""
+    """Compute no gradients of these parameters in the passes inside. This saves their matrix products."""
     frozen = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(False)
@@ -63,15 +63,20 @@ def without_gradient(parameters: Iterable[Tensor]) -> Iterator[None]:
 
 
 def dense(gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Sparse gradients (`nn.Embedding(sparse=True)`) as dense tensors: ε is applied to whole weights."""
+    """Return the gradients with sparse ones (`nn.Embedding(sparse=True)`) made dense: epsilon covers whole weights."""
     return [g.to_dense() if g.is_sparse else g for g in gradients]
 
 
 def is_fsdp(model: nn.Module) -> bool:
-    """Sharded with FSDP2: a gradient exists only once it has been reduced over processes."""
-    module = _uncompiled(model)
-    # Adapters around a model that transformers sharded while loading: the mark shows through, as do its methods
+    """Return whether the model is sharded with FSDP2. It then holds a gradient only after a reduction."""
+    module = _without_compile(model)
+    # Adapters around a model that transformers sharded while loading: its mark and its methods show through
     return isinstance(module, FSDPModule) or getattr(module, "_is_fsdp_managed_module", False)
+
+
+def syncs_each_batch(gradient_state: GradientState | None) -> bool:
+    """Return whether accelerate's plugin asks for a reduction after every micro-batch (`sync_each_batch`)."""
+    return gradient_state is not None and gradient_state.plugin_kwargs.get("sync_each_batch", False)
 
 
 @contextmanager
@@ -79,18 +84,18 @@ def gradient_sync(
     model: nn.Module, enabled: bool, outer: bool, gradient_state: GradientState | None = None
 ) -> Iterator[None]:
     """
-    Passes inside reduce gradients over processes, or do not, whatever `no_sync` they stand in.
+    Reduce the gradients of the passes inside over processes, or do not, regardless of a `no_sync` around this scope.
 
-    `no_sync` can only switch the reduction off; a perturbation that is synchronised needs it on in the middle of an
-    accumulation window too. Nothing to do for a model in one process.
+    `no_sync` can only switch the reduction off. A perturbation that is synchronised also needs it on in the middle of
+    an accumulation window. For a model in one process this does nothing.
 
     Args:
-        enabled (`bool`): reduce gradients in the passes inside.
-        outer (`bool`): what holds around this scope; FSDP2 has no way to ask.
-        gradient_state ([`~accelerate.state.GradientState`], *optional*): Trainer asks it whether to average gradients
-            of weights that are replicated beside shards (adapters).
+        enabled (`bool`): reduce the gradients of the passes inside.
+        outer (`bool`): the setting around this scope, which FSDP2 cannot tell.
+        gradient_state ([`~accelerate.state.GradientState`], *optional*): accelerate reads it to decide whether to
+            average gradients of weights that are replicated beside shards (adapters). Its setter has no public form.
     """
-    module = _uncompiled(model)
+    module = _without_compile(model)
     if isinstance(module, DistributedDataParallel):
         before, module.require_backward_grad_sync = module.require_backward_grad_sync, enabled
         try:
@@ -115,11 +120,12 @@ def gradient_sync(
 @contextmanager
 def no_broadcast(model: nn.Module) -> Iterator[None]:
     """
-    Passes inside, which have no backward, take no part in DDP's broadcast of buffers, which is due once an update: a
-    rank that makes such a pass alone would wait for the others, and what a pass received is not kept where running
-    statistics are held.
+    Keep the passes inside, which have no backward pass, out of DDP's broadcast of buffers.
+
+    The broadcast is due once per update. A rank that runs such a pass alone would wait for the other ranks, and where
+    running statistics are held, the received buffers would be lost.
     """
-    module = _uncompiled(model)
+    module = _without_compile(model)
     if not isinstance(module, DistributedDataParallel):
         yield
         return
@@ -130,5 +136,6 @@ def no_broadcast(model: nn.Module) -> Iterator[None]:
         module.require_forward_param_sync = due
 
 
-def _uncompiled(model: nn.Module) -> nn.Module:
+def _without_compile(model: nn.Module) -> nn.Module:
+    """Return the module inside torch.compile's wrapper. accelerate's function for this would remove DDP as well."""
     return getattr(model, "_orig_mod", model)

@@ -1,4 +1,4 @@
-"""Which examples share a perturbation, and which of them its ascent gradient is computed on."""
+"""How a window is cut: which examples share a perturbation, and which of them get an ascent pass."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from .slices import first_dimension, slice_examples
 @dataclass
 class Piece:
     """
-    What a group is made of: a micro-batch, or a slice of its examples.
+    A part of a group: a micro-batch, or a slice of its examples.
 
     Attributes:
-        inputs: all of its examples; the descent pass is over them.
-        micro_batch: what it is a slice of; `inputs` itself if it is all of it.
-        ascent_inputs: the examples that the ascent gradient is computed on: `inputs` itself, a slice of them, or
-            `None` for none.
-        ends_ascent: the last piece at w with an ascent pass before ε is made.
-        ends_group: the last piece before ε is made.
-        ends_window: the last piece of the window, whose descent pass reduces gradients over processes.
-        random: the generators as the ascent pass over this piece found them.
+        inputs: all examples of the piece. The descent pass covers them.
+        micro_batch: the micro-batch that the piece belongs to; `inputs` itself for a whole micro-batch.
+        ascent_inputs: the examples that the ascent pass covers: `inputs` itself, a slice of them, or `None` for none.
+        ends_ascent: this is the last piece with an ascent pass before epsilon is computed.
+        ends_group: this is the last piece of its group.
+        ends_window: this is the last piece of the window. Its descent pass reduces gradients over processes.
+        random: the random state at the start of the piece's ascent pass.
     """
 
     inputs: dict[str, Any]
@@ -37,17 +36,24 @@ class Piece:
 
     @property
     def ascends_whole(self) -> bool:
-        """The ascent gradient is computed on all of its examples."""
+        """The ascent pass covers all examples of the piece."""
         return self.ascent_inputs is self.inputs
 
     def replay_random(self) -> None:
+        """Go back to the random state of the ascent pass, if it was saved."""
         if self.random is not None:
             self.random.restore()
 
 
 @dataclass
 class GroupSize:
-    """m as Trainer's batches see it: micro-batches a group, or examples a group where a group is part of one."""
+    """
+    The size of a group, in the unit that fits Trainer's batches. Without either number, the whole window is one group.
+
+    Attributes:
+        micro_batches: whole micro-batches per group.
+        examples: examples per group, where a group is part of a micro-batch.
+    """
 
     micro_batches: int | None = None
     examples: int | None = None
@@ -55,11 +61,13 @@ class GroupSize:
     @classmethod
     def of(cls, m: int | None, micro_batch: int, data_parallel: int = 1) -> GroupSize:
         """
+        Convert the argument m of m-sharpness.
+
         Args:
-            m (`int`, *optional*): examples a device that share a perturbation; `None`: the whole window.
-            micro_batch (`int`): examples a device of one micro-batch.
-            data_parallel (`int`, *optional*, defaults to `1`): devices of `nn.DataParallel`; they share their weights,
-                so they share ε too.
+            m (`int`, *optional*): examples per device that share a perturbation; `None`: the whole window.
+            micro_batch (`int`): examples per device in one micro-batch.
+            data_parallel (`int`, *optional*, defaults to `1`): devices of `nn.DataParallel`. They share their weights,
+                so they also share epsilon.
         """
         if m is None:
             return cls()
@@ -70,60 +78,55 @@ class GroupSize:
 
 class WindowGroups:
     """
-    A window cut into groups, and these into pieces.
+    Cuts a window into groups, and the groups into pieces.
 
     Args:
-        batches (`Sequence`): the window's micro-batches.
-        grouping ([`GroupSize`]): what shares one perturbation.
+        batches (`Sequence`): the micro-batches of the window.
+        size ([`GroupSize`]): how many examples share one perturbation.
         fraction (`float`): share f of a group's examples with an ascent pass: the first ⌈f·n⌉ of all n.
 
     Attributes:
-        coming: pieces of the present group that are whole micro-batches still to come.
+        coming: the pieces of the present group that have not arrived yet. All of them are whole micro-batches.
     """
 
-    def __init__(self, batches: Sequence[dict[str, Any]], grouping: GroupSize, fraction: float):
-        self.size = len(batches)
+    def __init__(self, batches: Sequence[dict[str, Any]], size: GroupSize, fraction: float):
         self.fraction = fraction
         self.coming: list[Piece] = []
-        self._grouping = grouping
-        # Without a fraction nothing has to be known of the batches to come
+        self._size = size
+        self._length = len(batches)
+        # Only a fraction needs to look at batches before they arrive
         self._batches = list(batches) if fraction < 1 else []
         self._position = 0
 
     @property
-    def is_complete(self) -> bool:
-        return self._position >= self.size
-
-    @property
     def slices_batches(self) -> bool:
-        """Some passes are over a part of a micro-batch."""
-        return self._grouping.examples is not None or self.fraction < 1
+        """Some passes cover only a part of a micro-batch."""
+        return self._size.examples is not None or self.fraction < 1
 
     def pieces(self, batch: dict[str, Any]) -> list[Piece]:
-        """The pieces of the next micro-batch, which is this one."""
-        self._position += 1
-        size = self._grouping.examples
+        """Return the pieces of the next micro-batch, which is `batch`."""
+        first, self._position = self._position, self._position + 1
+        size = self._size.examples
         if size is not None and (total := first_dimension(batch)) > size:
-            parts = [slice_examples(batch, start, min(start + size, total)) for start in range(0, total, size)]
-            pieces = [Piece(part, batch, part, ends_group=True) for part in parts]
-            pieces[-1].ends_window = self.is_complete
+            slices = [slice_examples(batch, start, min(start + size, total)) for start in range(0, total, size)]
+            pieces = [Piece(part, batch, part, ends_group=True) for part in slices]
+            pieces[-1].ends_window = self._position == self._length
             for piece in pieces:
                 self._choose_ascent([piece])
         else:
             if not self.coming:
-                self._begin_group(batch)
-            pieces = [_of(batch, self.coming.pop(0))]
-        if self.is_complete:
+                self._begin_group(batch, first)
+            pieces = [_with_batch(self.coming.pop(0), batch)]
+        if self._position >= self._length:
             self._batches.clear()
         return pieces
 
-    def _begin_group(self, batch: dict[str, Any]) -> None:
-        first = self._position - 1
-        length = 1 if self._grouping.examples is not None else self._grouping.micro_batches or self.size
-        last = min(first - first % length + length, self.size) - 1
+    def _begin_group(self, batch: dict[str, Any], first: int) -> None:
+        length = 1 if self._size.examples is not None else self._size.micro_batches or self._length
+        last = min(first - first % length + length, self._length) - 1
         self.coming = [Piece(b, b, b) for b in (self._batches[first : last + 1] if self._batches else [batch])]
         for place, piece in enumerate(self.coming, first):
-            piece.ends_group, piece.ends_window = place == last, place == self.size - 1
+            piece.ends_group, piece.ends_window = place == last, place == self._length - 1
         self._choose_ascent(self.coming)
 
     def _choose_ascent(self, group: Sequence[Piece]) -> None:
@@ -132,7 +135,7 @@ class WindowGroups:
                 piece.ends_ascent = piece.ends_group
             return
         sizes = [first_dimension(piece.inputs) for piece in group]
-        # Rounded first: 0.3 times 10 is above 3 in floating point
+        # Rounded first, because 0.3 times 10 is above 3 in floating point
         left = math.ceil(round(self.fraction * sum(sizes), 9))
         for piece, size in zip(group, sizes, strict=True):
             if left < size:
@@ -141,11 +144,11 @@ class WindowGroups:
             left -= size
 
 
-def _of(batch: dict[str, Any], planned: Piece) -> Piece:
-    """The piece as planned, of the batch as a `training_step` above has handed it on."""
-    if planned.ascends_whole:
-        planned.ascent_inputs = batch
-    elif planned.ascent_inputs is not None and planned.inputs is not batch:
-        planned.ascent_inputs = slice_examples(batch, 0, first_dimension(planned.ascent_inputs))
-    planned.inputs = planned.micro_batch = batch
-    return planned
+def _with_batch(piece: Piece, batch: dict[str, Any]) -> Piece:
+    """Put the micro-batch into the planned piece: a `training_step` of a subclass may have passed on a changed one."""
+    if piece.ascends_whole:
+        piece.ascent_inputs = batch
+    elif piece.ascent_inputs is not None and piece.inputs is not batch:
+        piece.ascent_inputs = slice_examples(batch, 0, first_dimension(piece.ascent_inputs))
+    piece.inputs = piece.micro_batch = batch
+    return piece

@@ -1,10 +1,11 @@
-"""What a model is made of, as far as SAM has to know: looked up once a run, since walking a model takes long."""
+"""What a model consists of, as far as an update must know it. Walking a model is slow, so it is done once per run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
 from .perturbed_parameters import left_out, plain_name
@@ -15,17 +16,17 @@ from .running_statistics import normalisation_with_statistics
 class ModelStructure:
     """
     Args:
-        model (`nn.Module`): as prepared by accelerate.
+        model (`nn.Module`): the model as accelerate has prepared it.
+        device (`torch.device`): the device of the inputs.
         targets (`str` or `Sequence[str]`, *optional*, defaults to `"all"`): `sam_target_modules`.
-        device (`torch.device`): where the inputs are put.
         data_parallel (`int`, *optional*, defaults to `1`): devices that `nn.DataParallel` copies the model to.
 
     Attributes:
-        names: all parameters of the model with their names, frozen ones too: those may be unfrozen in mid-run.
-        left_out: those of them that ε does not cover.
-        checkpoints_reentrantly: activations are checkpointed in torch's older way, whoever asked for it.
+        names: the names of all parameters, also of frozen ones, which may be unfrozen during the run.
+        left_out: the parameters that epsilon does not cover.
+        checkpoints_reentrantly: some module uses torch's older, reentrant activation checkpointing.
         normalisation: the modules that keep running statistics.
-        random_devices: the accelerators that a pass draws random numbers on.
+        random_devices: the accelerators on which a pass draws random numbers.
     """
 
     def __init__(
@@ -37,20 +38,20 @@ class ModelStructure:
     ):
         self.model = model
         self.targets = targets
-        own = bare(model)
-        self.names = {parameter: plain_name(name) for name, parameter in own.named_parameters()}
-        self.left_out = left_out(own, targets)
+        unwrapped = extract_model_from_parallel(model, keep_torch_compile=False)
+        self.names = {parameter: plain_name(name) for name, parameter in unwrapped.named_parameters()}
+        self.left_out = left_out(unwrapped, targets)
         modules = list(model.modules())
         self.checkpoints_reentrantly = any(_checkpoints_reentrantly(module) for module in modules)
         self.normalisation = normalisation_with_statistics(modules)
         self.random_devices = random_devices({device, *(p.device for p in self.names)}, data_parallel)
 
     def covers(self, parameter: nn.Parameter) -> bool:
-        """ε does. Parameters of loss modules, which the model does not have, are in none of the modules chosen."""
+        """Return whether epsilon covers the parameter. Parameters of loss modules belong to no chosen module."""
         return parameter not in self.left_out and (parameter in self.names or self.targets in ("all", "no_norm"))
 
     def own_name(self, parameter: nn.Parameter) -> str:
-        """`weight`, `bias`, ...; empty for a parameter that is none of the model's."""
+        """Return `weight`, `bias`, ...; an empty text for a parameter that the model does not have."""
         return self.names.get(parameter, "").rpartition(".")[2]
 
 
@@ -59,14 +60,3 @@ def _checkpoints_reentrantly(module: nn.Module) -> bool:
     return bool(
         getattr(module, "gradient_checkpointing", False) and getattr(checkpoint, "keywords", {}).get("use_reentrant")
     )
-
-
-def bare(model: nn.Module) -> nn.Module:
-    """The model without what DDP, `nn.DataParallel` and `torch.compile` put around it."""
-    while True:
-        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            model = model.module
-        elif hasattr(model, "_orig_mod"):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model

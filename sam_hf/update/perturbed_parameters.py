@@ -9,17 +9,17 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
-# RMSNorm and those that transformers' models define themselves (T5, Llama) go by the names of their classes
+# Other norms (RMSNorm, and those that the models of transformers define: T5, Llama) are found by their class names
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm)
 
 
 def perturbed_parameters(of_model: Sequence[nn.Parameter], optimizer: Optimizer | None) -> list[nn.Parameter]:
     """
-    The trainable parameters of the optimizer, each once; of the model, where a loop of the user's own keeps its
-    optimizer to itself.
+    Return the trainable parameters of the optimizer, each once. Without an optimizer, which a training loop of the
+    user's own does not show to Trainer, return those of the model.
 
-    From the optimizer and not from the model: loss modules may own parameters that the model does not have, and what
-    the optimizer does not step is no part of w.
+    The optimizer decides, because loss modules can own parameters that the model does not have, and a parameter that
+    the optimizer does not step is not part of w.
     """
     if optimizer is None:
         return [p for p in of_model if p.requires_grad]
@@ -28,22 +28,22 @@ def perturbed_parameters(of_model: Sequence[nn.Parameter], optimizer: Optimizer 
 
 
 def is_norm(module: nn.Module) -> bool:
-    # A module that contains others is none: all classes of RobertaPreLayerNorm have the word in their names
+    # A module with children is not a norm: every class of RobertaPreLayerNorm has "Norm" in its name
     by_name = "Norm" in type(module).__name__ and not any(True for _ in module.children())
     return isinstance(module, _NORMS) or by_name
 
 
 def left_out(model: nn.Module, targets: str | Sequence[str]) -> set[nn.Parameter]:
     """
-    The parameters of the model that ε does not cover.
+    Return the parameters of the model that epsilon does not cover.
 
     Args:
         targets (`str` or `Sequence[str]`): `sam_target_modules`: `"all"`; `"norm"` or `"no_norm"`, by the type of the
-            modules; a regular expression that a module's whole name must match; or suffixes of module names. What a
-            module contains belongs to it.
+            modules; a regular expression that a module's whole name must match; or suffixes of module names. A chosen
+            module includes its submodules.
 
     Raises:
-        ValueError: no module, or none with a parameter that is trained, is chosen.
+        ValueError: the targets choose no module with a trainable parameter.
     """
     if targets == "all":
         return set()
@@ -55,12 +55,12 @@ def left_out(model: nn.Module, targets: str | Sequence[str]) -> set[nn.Parameter
         chosen = [module for name, module in model.named_modules() if _matches(plain_name(name), targets)]
         outside = everything - {p for module in chosen for p in module.parameters()}
     if not any(p.requires_grad for p in everything - outside):
-        some = ", ".join(
+        examples = ", ".join(
             [plain_name(name) for name, module in model.named_modules() if list(module.parameters(False))][:5]
         )
         raise ValueError(
-            f"sam_target_modules={targets!r} chooses no parameter that is trained. Modules of this model with "
-            f"parameters: {some}, ..."
+            f"sam_target_modules={targets!r} chooses no trainable parameter. Modules of this model with parameters: "
+            f"{examples}, ..."
         )
     return outside
 
@@ -72,5 +72,5 @@ def _matches(name: str, targets: str | Sequence[str]) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """A module's or parameter's name without what torch.compile puts around parts of a model."""
+    """Return the name of a module or parameter without the wrapper names that torch.compile adds."""
     return name.replace("_orig_mod.", "")

@@ -1,4 +1,4 @@
-"""The random number generators that a forward pass may draw from, saved and put back."""
+"""Saving and restoring the random number generators that a forward pass can draw from."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 
 class RandomState:
     """
-    The state of Python's, NumPy's, torch's CPU generator and those of `devices` at this moment.
+    A snapshot of the generators of Python, NumPy and torch: the CPU generator and those of `devices`.
 
     Args:
-        devices (`Iterable[torch.device]`): the accelerators whose generators are saved too.
+        devices (`Iterable[torch.device]`): the accelerators whose generators are saved as well.
     """
 
     def __init__(self, devices: Iterable[torch.device] = ()):
@@ -43,10 +43,10 @@ class RandomState:
 
 def random_devices(devices: Iterable[torch.device], data_parallel: int = 1) -> list[torch.device]:
     """
-    The accelerators that a pass draws random numbers on.
+    Return the accelerators on which a pass draws random numbers.
 
     Args:
-        devices (`Iterable[torch.device]`): where the inputs and the parameters are.
+        devices (`Iterable[torch.device]`): the devices of the inputs and the parameters.
         data_parallel (`int`, *optional*, defaults to `1`): devices that `nn.DataParallel` copies the model to.
     """
     accelerators = {d for d in devices if d.type not in ("cpu", "meta")}

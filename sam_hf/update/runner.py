@@ -1,56 +1,100 @@
-"""What one pass covers, and how passes are run."""
+"""The interface through which a window of an update asks for forward and backward passes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from accelerate.state import GradientState
 from torch import Tensor, nn
 
 from .groups import Piece
+from .model_structure import ModelStructure
 from .running_means import RunningMeans
 
 
-@dataclass
-class Passes:
+class PassRunner(ABC):
     """
-    How passes are run. Everything the window needs to know of the trainer, the model and the arguments.
+    Runs passes over examples. A window decides which passes an update takes, and in which order; the runner runs them.
+
+    One runner serves a whole training run. `sam_hf.trainer.runner.TrainerRunner` runs the passes of a Trainer. The
+    methods here that are not abstract are right for one process without a loss scale.
 
     Attributes:
-        model: as prepared by accelerate: wrapped in DDP, sharded, compiled.
-        forward_backward: `(inputs, micro-batch they are of, counted)` → detached loss; one forward and backward of
-            Trainer's own that adds to `p.grad`. `counted`: the one pass over these examples that Trainer counts.
-        advance_random: `(micro-batch)` → draw the random numbers that one plain pass over it draws.
-        ascent_share: `(group, its ascent gradient is a mean over processes)` → the share that the examples with an
-            ascent pass have in the group's loss; in those of all processes then.
-        perturbed: the parameters that ε covers.
-        all_parameters: those and every other parameter that may gather a gradient.
-        own_name: a parameter's own name, `weight` say.
-        average: tensors → their means over processes.
-        normalisation: the modules whose running statistics only the first pass moves.
-        skip_unperturbed: ascent passes compute no gradient of what ε does not cover.
-        loss_scale: the factor that fp16's scaler has put on the gradients, or `None`.
-        gradient_state: accelerate's, see [`~sam_hf.update.gradients.gradient_sync`].
+        means: collects the metrics of the updates.
     """
 
-    model: nn.Module
-    forward_backward: Callable[[dict[str, Any], dict[str, Any], bool], Tensor]
-    advance_random: Callable[[dict[str, Any]], Any]
-    ascent_share: Callable[[Sequence[Piece], bool], Tensor]
-    perturbed: Sequence[nn.Parameter]
-    all_parameters: Sequence[nn.Parameter]
     means: RunningMeans
-    own_name: Callable[[nn.Parameter], str] = lambda _: ""
-    average: Callable[[list[Tensor]], list[Tensor]] = lambda tensors: tensors
-    skip_unperturbed: bool = True
-    normalisation: Sequence[nn.Module] = ()
-    random_devices: Sequence[torch.device] = ()
-    loss_scale: Callable[[], Tensor | None] = lambda: None
-    gradient_state: GradientState | None = None
-    sync_perturbation: bool = False
-    sync_each_batch: bool = False
-    replay_random: bool = True
-    hold_statistics: bool = True
+
+    @property
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """The model as accelerate has prepared it: wrapped in DDP, sharded, compiled."""
+
+    @property
+    @abstractmethod
+    def structure(self) -> ModelStructure:
+        """What the model consists of."""
+
+    @property
+    @abstractmethod
+    def parameters(self) -> Sequence[nn.Parameter]:
+        """Every parameter that can accumulate a gradient."""
+
+    @property
+    @abstractmethod
+    def perturbed(self) -> Sequence[nn.Parameter]:
+        """The parameters that epsilon covers."""
+
+    @property
+    def gradient_state(self) -> GradientState | None:
+        """accelerate's state, see [`~sam_hf.update.gradients.gradient_sync`]; `None` outside of accelerate."""
+        return None
+
+    @abstractmethod
+    def plain_step(self, batch: dict[str, Any]) -> Tensor:
+        """Run the plain training step over a micro-batch. Return its loss, detached."""
+
+    @abstractmethod
+    def forward_backward(self, inputs: dict[str, Any], micro_batch: dict[str, Any], counted: bool) -> Tensor:
+        """
+        Run one forward and one backward pass, which adds to `p.grad`. Return the loss, detached.
+
+        Args:
+            inputs: the examples: a micro-batch, or a slice of one. The pass does not change them.
+            micro_batch: the micro-batch that they belong to. The loss and the gradient of a slice are its part of the
+                micro-batch's.
+            counted: Trainer's counters and logs include this pass. Exactly one pass over each example is counted.
+        """
+
+    @abstractmethod
+    def advance_random(self, batch: dict[str, Any]) -> None:
+        """Draw the random numbers that one plain pass over the micro-batch draws, and change nothing else."""
+
+    @abstractmethod
+    def find_loss_reduction(self, batch: dict[str, Any]) -> None:
+        """
+        Find out whether the loss is a mean or a sum. A window calls this before it cuts `batch` into slices.
+
+        Raises:
+            ValueError: the loss is neither, or the batch cannot be cut into examples.
+        """
+
+    @abstractmethod
+    def ascent_share(self, pieces: Sequence[Piece], averaged: bool) -> Tensor:
+        """
+        Return the share of a group's loss that belongs to the examples with an ascent pass, 0-dimensional.
+
+        Args:
+            pieces: the whole group.
+            averaged: the ascent gradient is a mean over processes, so the share is taken over the examples of all.
+        """
+
+    def average(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Return the means of the tensors over all processes."""
+        return tensors
+
+    def loss_scale(self) -> Tensor | None:
+        """Return the factor that fp16's gradient scaler puts on the loss, or `None` without a scaler."""
+        return None

@@ -1,4 +1,4 @@
-"""Means of the `sam_*` metrics since the last log, kept on the device so that no training step waits for them."""
+"""Means of the `sam_*` metrics since the last log. They stay on the device, so that no training step waits for it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ NAMES = (
 )
 
 
-# Values of one metric that are added up at once: one by one, this would be most of what a SAM update launches
+# Values of one metric that are summed in one operation. Summed one by one, they would be most of the operations that
+# a SAM update launches
 TOGETHER = 10
 
 
 class RunningMeans:
     """
-    Sums and counts a metric. A value that is not finite is left out of its mean: one overflow must not hide the rest.
+    The sums and counts of all metrics. A value that is not finite is left out, so that one overflow does not hide the
+    other values.
 
     Args:
-        device (`torch.device`): where the sums are kept.
+        device (`torch.device`): the device of the sums.
     """
 
     def __init__(self, device: torch.device):
@@ -37,10 +39,13 @@ class RunningMeans:
         self._waiting: dict[str, list[Tensor | float]] = {}
 
     def zero(self) -> Tensor:
-        """A loss of nothing, on the device of the others."""
+        """Return a loss of 0 on the device of the sums."""
         return torch.zeros((), device=self._sums.device)
 
-    def add(self, name: str, value: Tensor | float) -> None:
+    def add(self, name: str, value: Tensor | float | None) -> None:
+        """Add a value to the mean of a metric; `None` adds nothing."""
+        if value is None:
+            return
         waiting = self._waiting.setdefault(name, [])
         waiting.append(value.detach() if isinstance(value, Tensor) else value)
         if len(waiting) >= TOGETHER:
@@ -61,10 +66,10 @@ class RunningMeans:
 
     def drain(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """
-        The means so far, then start anew. Metrics without a value are left out.
+        Return the means so far, and start again from nothing. Metrics without a value are left out.
 
         Args:
-            reduce: sums a tensor over processes; called once, on every process.
+            reduce: sums a tensor over processes. It is called once, and must be called on every process.
         """
         for name in list(self._waiting):
             self._add_up(name)

@@ -1,8 +1,8 @@
 """
-BatchNorm's running statistics in passes that must not move them.
+Passes that must not change BatchNorm's running statistics.
 
-Statistics are saved and copied back rather than switched off through `momentum` or `track_running_stats`: that works
-for every subclass, leaves `num_batches_tracked` right and gives torch.compile nothing to recompile for.
+The statistics are saved and copied back. Switching them off through `momentum` or `track_running_stats` would not work
+for every subclass, would leave `num_batches_tracked` wrong, and would make torch.compile compile again.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from ..tensors.lists import copies, copy
 
 
 def normalisation_with_statistics(modules: Iterable[nn.Module]) -> list[nn.Module]:
-    """Those that keep running statistics: BatchNorm, SyncBatchNorm, tracking InstanceNorm, their subclasses."""
+    """Return the modules with running statistics: BatchNorm, SyncBatchNorm, tracking InstanceNorm and subclasses."""
     return [m for m in modules if isinstance(getattr(m, "running_mean", None), torch.Tensor)]
 
 
 @contextmanager
 def statistics_held(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Passes inside normalise with batch statistics as ever, and leave the running ones as they were."""
+    """Let the passes inside normalise with batch statistics as usual, and restore the running ones afterwards."""
     buffers = [b for m in modules for b in m.buffers(recurse=False)]
     saved = copies(buffers)
     try:
@@ -35,11 +35,11 @@ def statistics_held(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def statistics_frozen(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Passes inside normalise with the running statistics, as in evaluation, and do not move them."""
+    """Let the passes inside normalise with the running statistics, as in evaluation, without changing them."""
     was_training = [m.training for m in modules]
     for module in modules:
         module.eval()
-        # Trainer's training_step calls model.train(), which reaches every module through its own `train`
+        # Trainer's training_step calls model.train(), which calls the `train` of every module
         module.train = lambda mode=True, module=module: module  # type: ignore[method-assign,misc,assignment]
     try:
         yield

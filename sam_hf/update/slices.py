@@ -1,4 +1,4 @@
-"""A micro-batch cut along its examples."""
+"""Cutting a micro-batch into slices along its examples."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _INSTEAD = "Leave sam_ascent_fraction out, and give a sam_m that is a multiple o
 
 def first_dimension(batch: Mapping[str, Any]) -> int:
     """
-    The number of examples of a micro-batch: the first dimension of every tensor in it.
+    Return the number of examples of a micro-batch: the first dimension of every tensor in it.
 
     Raises:
-        ValueError: two tensors disagree (packed sequences, image patches): such inputs cannot be cut into examples.
+        ValueError: two tensors disagree (packed sequences, image patches). Such inputs cannot be cut into examples.
     """
     examples, first_key = None, None
     for key, tensor in _tensors(batch):
@@ -34,7 +34,7 @@ def first_dimension(batch: Mapping[str, Any]) -> int:
 
 
 def slice_examples(batch: Mapping[str, Any], start: int, stop: int) -> Any:
-    """The examples `start` to `stop` of a micro-batch, of the same type. Tensors are views; the rest is kept whole."""
+    """Return the examples `start` to `stop` in a batch of the same type. Tensors are views; the rest is kept whole."""
     part: Any = copy.copy(batch)
     for key, value in batch.items():
         if isinstance(value, Mapping):

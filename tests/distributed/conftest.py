@@ -13,7 +13,7 @@ import pytest
 
 FOLDER = Path(__file__).parent
 RANKS = 2
-# A rank that waits for a collective that the other never enters would hang: the timeout is part of the test
+# A rank that waits for a collective that the other rank never enters would hang, so the timeout is part of the test
 TIMEOUT = 240
 
 
@@ -29,7 +29,7 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def torchrun(environment, tmp_path_factory) -> Callable[[str], Path]:
-    """`torchrun("worker.py")`: run it on two ranks and return the folder, its only argument, that it wrote to."""
+    """Return a function that runs a worker on two ranks, and returns the folder that the worker wrote to."""
 
     def run(worker: str) -> Path:
         out = tmp_path_factory.mktemp(Path(worker).stem)
@@ -49,7 +49,7 @@ def torchrun(environment, tmp_path_factory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def two_machines(environment, tmp_path_factory) -> Callable[[str], Path]:
-    """As `torchrun`, by two launches of `accelerate` that find each other over a port, as on two machines."""
+    """Like `torchrun`, with two launches of `accelerate` that connect over a port, as on two machines."""
 
     def run(worker: str) -> Path:
         out = tmp_path_factory.mktemp(Path(worker).stem)

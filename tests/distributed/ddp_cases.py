@@ -1,4 +1,4 @@
-"""What the two-rank worker trains and the single-process reference recomputes."""
+"""The cases that the two-rank worker trains and the single-process reference computes again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CASES = {
 
 
 class Regression(nn.Module):
-    """Two layers and a mean squared error, in float64."""
+    """Two layers with a mean squared error, in float64."""
 
     def __init__(self):
         super().__init__()

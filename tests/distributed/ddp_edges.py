@@ -1,4 +1,4 @@
-"""Cases in which replicas differ: in their data, in the parameters they use, in what is not finite."""
+"""Cases in which replicas differ in their data, in the parameters that they use, or in what is not finite."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 MICRO_BATCH = 4
-# Of Regression: `extra` is used by the examples whose first feature is beyond this
+# Regression uses `extra` for examples whose first feature is above this value
 FAR = 1.8
 
 
@@ -18,9 +18,9 @@ class Regression(nn.Module):
     A mean squared error in float64.
 
     Args:
-        parts: `"extra"`, a layer for micro-batches with far examples only; `"unused"`, one that no pass reaches;
-            `"norm"`, BatchNorm followed by random numbers that change nothing; `"routed"`, a layer for some weights
-            only: a pass at w may use it and the one at w + ε not.
+        parts: `"extra"` is a layer that only micro-batches with far examples use; `"unused"` is one that no pass
+            reaches; `"norm"` is BatchNorm followed by random numbers that change nothing; `"routed"` is a layer that
+            some weights use: a pass at w may use it when the pass at w + ε does not.
     """
 
     def __init__(self, parts: tuple[str, ...] = ()):
@@ -36,7 +36,7 @@ class Regression(nn.Module):
     def forward(self, x, labels=None):
         hidden = torch.tanh(self.norm(self.first(x)))
         if self.draws and self.training:
-            torch.rand_like(hidden)  # as dropout would, but a reference need not draw the same
+            torch.rand_like(hidden)  # like dropout, but the reference does not need the same numbers
         prediction = self.second(hidden)
         if self.extra is not None and (x[:, 0] > FAR).any():
             prediction = prediction + self.extra(hidden)
@@ -62,8 +62,8 @@ class Tagger(nn.Module):
     A summed cross entropy over the labels that are not −100.
 
     Args:
-        communicates: each pass sums over ranks, as losses with examples of other devices do. A rank that makes a pass
-            alone waits for ever.
+        communicates: each pass communicates between ranks, like losses with examples of other devices. A rank that
+            makes a pass alone waits forever.
     """
 
     accepts_loss_kwargs = True
@@ -87,7 +87,7 @@ def make_tagger(communicates: bool) -> Tagger:
 
 
 def tagged(unlabelled: int, size: int) -> list[dict[str, torch.Tensor]]:
-    """Examples of which the first ones have no label."""
+    """Return examples of which the first `unlabelled` have no label."""
     labels = torch.randint(0, 3, (size,), generator=torch.Generator().manual_seed(1))
     labels[:unlabelled] = -100
     return [{"x": row["x"], "labels": label} for row, label in zip(dataset(size), labels, strict=True)]
@@ -98,10 +98,10 @@ class Case:
     """
     Attributes:
         arguments: fields of SAMTrainingArguments.
-        parts: of [`Regression`].
+        parts: those of [`Regression`].
         bucket_views: gradients live in DDP's buckets.
         not_finite: passes (of update 1, rank 1) whose loss is NaN; 0 is the ascent pass.
-        exact: gradient descent in one process over what the ranks saw must give the same weights.
+        exact: gradient descent in one process over the data of the ranks must give the same weights.
     """
 
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -136,11 +136,11 @@ UNUSED = ("extra", "unused")
 
 # The first micro-batch of rank 0 cannot tell whether the loss is a mean
 LABELS_ON_ONE_RANK = Case({"gradient_accumulation_steps": 2, **SLICES})
-# The ascent examples of rank 0 hold fewer of the labels than those of rank 1, at first none
+# The ascent examples of rank 0 have fewer labels than those of rank 1, at first none
 UNLIKE_SHARES = Case({"gradient_accumulation_steps": 2, "sam_ascent_fraction": 0.5, "sam_method": "wsam", **SHARED})
 
 CASES = {
-    # 21 examples: five micro-batches of 4 and one of 1, which accelerate completes from the beginning
+    # 21 examples make five micro-batches of 4 and one of 1, which accelerate completes with the first examples
     "uneven": Case({"gradient_accumulation_steps": 2}, examples=21),
     "uneven, dropped": Case({"gradient_accumulation_steps": 2, "dataloader_drop_last": True}, examples=21),
     "uneven, slices": Case({**ACCUMULATED, **SLICES, **UNEVEN}, examples=30),

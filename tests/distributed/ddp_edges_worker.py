@@ -1,4 +1,4 @@
-"""Trains every case of `ddp_edges` on this rank, and saves what it saw, did and ended with."""
+"""Trains every case of `ddp_edges` on this rank, and saves its data, its reductions and its weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ UPDATES = 4
 
 
 class Recorder(SAMTrainer):
-    """Records the micro-batches of each update, and the passes of it that reduced gradients."""
+    """Records the micro-batches of each update, and the passes that reduced gradients."""
 
     def __init__(self, case: Case, **kwargs):
         super().__init__(**kwargs)
@@ -102,7 +102,7 @@ def run(name: str, case: Case, model: nn.Module, data: list[dict], out: Path) ->
         report_to=[],
         use_cpu=True,
         disable_tqdm=True,
-        **copy.deepcopy(case.arguments),  # Trainer takes entries out of the dictionaries
+        **copy.deepcopy(case.arguments),  # Trainer removes entries of the dictionaries
     )
     state = StateAtStepEnd()
     trainer = Recorder(

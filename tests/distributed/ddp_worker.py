@@ -1,4 +1,4 @@
-"""Trains a tiny model with SAMTrainer on each of two ranks, for every case, and saves what each rank ends with."""
+"""Trains a tiny model with SAMTrainer on each of two ranks, for every case, and saves the results of each rank."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sam_hf import SAMTrainer, SAMTrainingArguments
 
 
 class OverflowOnOneRank(SAMTrainer):
-    """Every pass of rank 1's third update has an infinite gradient, as an fp16 overflow would make it."""
+    """Gives every pass of rank 1's third update an infinite gradient, like an fp16 overflow."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)

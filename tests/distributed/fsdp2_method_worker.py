@@ -1,4 +1,4 @@
-"""Trains the model of `fsdp2_trainer_cases`, sharded, with every method on this rank."""
+"""Trains the sharded model of `fsdp2_trainer_cases` with every method on this rank."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fsdp2_trainer_worker import run
 from ranks import leave
 
 MOMENTUM = 0.9
-# In the names of the reference
+# With the names that the reference uses
 METHODS = {
     "asam": {"method": "asam"},
     "gsam": {"method": "gsam"},

@@ -1,4 +1,4 @@
-"""A tiny language model that transformers shards with FSDP2 while it loads, and how it is trained."""
+"""A tiny language model that transformers shards with FSDP2 while it loads, and the cases in which it is trained."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Case:
     """
     Attributes:
         arguments: fields of SAMTrainingArguments.
-        sizes: of DistributedConfig.
+        sizes: arguments of DistributedConfig.
         adapters: LoRA adapters, which are replicated next to the shards.
-        trained: full name of a sharded weight that is trained beside the adapters.
-        not_finite: the first ascent pass of rank 1's second update has a gradient that is not a number.
+        trained: full name of a sharded weight that is trained in addition to the adapters.
+        not_finite: the first ascent pass of rank 1's second update has a NaN gradient.
     """
 
     arguments: dict[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Windows over a sharded model, one level below Trainer, and the loop of one process to compare them with."""
+"""Windows over a sharded model, one level below Trainer, and the loop of one process for comparison."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CASES = {
 
 
 class Net(nn.Module):
-    """Seven rows over two ranks: shards of unequal size; a bias of one element leaves a rank with an empty shard."""
+    """Seven rows over two ranks make shards of unequal size; the bias of one element gives one rank an empty shard."""
 
     def __init__(self):
         super().__init__()
@@ -53,7 +53,7 @@ def make_model() -> Net:
 
 
 def windows() -> list[list[list[dict[str, torch.Tensor]]]]:
-    """[update][rank][micro-batch]"""
+    """Return the micro-batches as [update][rank][micro-batch]."""
     generator = torch.Generator().manual_seed(1)
     shape = (UPDATES, RANKS, ACCUMULATION, MICRO_BATCH)
     x = torch.randn(*shape, 5, generator=generator, dtype=torch.float64)
@@ -65,7 +65,7 @@ def windows() -> list[list[list[dict[str, torch.Tensor]]]]:
 
 
 def single_process(case: Case) -> dict[str, torch.Tensor]:
-    """Gradients and weights of each update, by torch's optimizer over whole weights."""
+    """Return the gradients and weights of each update, with torch's optimizer over whole weights."""
     model = make_model()
     optimizer = case.make_optimizer(model)
     history: dict[str, list[torch.Tensor]] = {"gradients": [], "weights": []}

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from fsdp2_window_cases import ACCUMULATION, CASES, MICRO_BATCH, SAVED_AFTER, Case, make_model, windows
+from loop_runner import LoopRunner
 from ranks import leave
 from replicas import RHO
 from torch import nn
@@ -16,10 +17,8 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.fsdp import fully_shard
 
 from sam_hf.methods import METHODS
-from sam_hf.update.ascent_window import Window
+from sam_hf.update.ascent_window import AscentWindow
 from sam_hf.update.groups import GroupSize
-from sam_hf.update.runner import Passes
-from sam_hf.update.running_means import RunningMeans
 
 
 def sharded(model: nn.Module) -> nn.Module:
@@ -39,7 +38,7 @@ def shards(model: nn.Module) -> list[torch.Tensor]:
 
 
 class Loop:
-    """What Trainer does around the window: one update at a time."""
+    """Does what Trainer does around a window, one update at a time."""
 
     def __init__(self, case: Case, model: nn.Module):
         self.case = case
@@ -56,7 +55,7 @@ class Loop:
         self._set_sync(enabled)
         self.synchronising = enabled
 
-    def forward_backward(self, inputs: dict, micro_batch: dict, counted: bool) -> torch.Tensor:
+    def forward_backward(self, inputs: dict, micro_batch: dict) -> torch.Tensor:
         share = len(inputs["labels"]) / len(micro_batch["labels"])
         loss = self.model(**inputs)["loss"] * share / ACCUMULATION
         loss.backward()
@@ -64,22 +63,14 @@ class Loop:
 
     def update(self, batches: list[dict[str, torch.Tensor]]) -> None:
         parameters = list(self.model.parameters())
-        passes = Passes(
-            model=self.model,
-            forward_backward=self.forward_backward,
-            advance_random=lambda batch: None,
-            perturbed=parameters,
-            all_parameters=parameters,
-            ascent_share=lambda pieces, shared: torch.ones(()),
-            means=RunningMeans(torch.device("cpu")),
-        )
-        grouping = GroupSize.of(self.case.m, MICRO_BATCH)
-        window = Window(batches, method=METHODS["sam"](), radius=RHO, steps=self.case.steps, grouping=grouping)
+        runner = LoopRunner(self.model, self.forward_backward)
+        size = GroupSize.of(self.case.m, MICRO_BATCH)
+        window = AscentWindow(batches, method=METHODS["sam"](), radius=RHO, steps=self.case.steps, group_size=size)
         before = shards(self.model)
         for i, batch in enumerate(batches):
             last = i == ACCUMULATION - 1
             self._record_sync(last)
-            window.step(passes, batch)
+            window.step(runner, batch)
             self.left_as_found.append(self.synchronising == last)
             self.restored.append(all(map(torch.equal, before, shards(self.model))))
         self.gradients.append(whole(p.grad for p in parameters))

@@ -1,4 +1,4 @@
-"""Norms, directions and perturbation of parameters that FSDP2 has sharded over two gloo ranks."""
+"""Measures norms, directions and perturbations of parameters that FSDP2 shards over two gloo ranks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ORDERS = (1.5, 2.0, 3.0, torch.inf)
 
 def make_model() -> nn.Module:
     torch.manual_seed(0)
-    # Seven rows over two ranks: shards of unequal size; a bias of one element leaves a rank with an empty shard
+    # Seven rows over two ranks make shards of unequal size; the bias of one element gives one rank an empty shard
     return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1)).double()
 
 

@@ -1,4 +1,4 @@
-"""What the two-rank worker trains with every method, in the names of the reference."""
+"""The cases that the two-rank worker trains with every method, with the names that the reference uses."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def case(method: str, axes: str) -> dict | None:
 
 
 CASES = {f"{method}, {axes}": case(method, axes) for method in METHODS for axes in AXES if case(method, axes)}
-# Each rank's average is its own, or one for all
+# In these cases each rank has its own average, or all ranks share one
 RESUMED = [name for name in CASES if name.split(", ")[0] in ("fsam", "vasso", "looksam") and "m =" not in name]
 
 

@@ -1,4 +1,4 @@
-"""Trains a tiny model with each method on each of two ranks, and once more from the middle of its run."""
+"""Trains a tiny model with each method on each of two ranks, and again from the middle of the run."""
 
 from __future__ import annotations
 

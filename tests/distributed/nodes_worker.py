@@ -1,4 +1,4 @@
-"""One case of DDP, on however many machines it is launched."""
+"""Trains one case of DDP, on any number of machines."""
 
 from __future__ import annotations
 

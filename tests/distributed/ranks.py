@@ -1,4 +1,4 @@
-"""The end of a worker process."""
+"""How a worker process ends."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def leave() -> None:
     """
     End this rank with status 0.
 
-    Past the interpreter's own shutdown: now and then one of gloo's threads wants the interpreter's lock in the middle
-    of it, which aborts the process after all its work is done.
+    This skips the interpreter's own shutdown. Sometimes one of gloo's threads requests the interpreter's lock during
+    the shutdown, which aborts the process after all its work is done.
     """
     dist.barrier()
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What each rank of a data-parallel run saw, trained again in one process: SAM over replicas, written out naively."""
+"""A naive version of SAM over replicas: it trains in one process on the data of each rank of a data-parallel run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RHO = 0.3
 
 # [update][rank][micro-batch]: the inputs of one forward pass
 Windows = list[list[list[dict[str, Any]]]]
-# A share of the window's loss, and the inputs it is a mean over
+# Pairs of a share of the window's loss and the inputs of this share, which is a mean over them
 Group = list[tuple[float, dict[str, Any]]]
 
 
@@ -22,7 +22,7 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 def dealt(data: list[dict[str, Any]], ranks: int, micro_batch: int, accumulation: int) -> Windows:
-    """The windows that data in order makes: batches are dealt to the ranks in turn, as accelerate deals them."""
+    """Return the windows of data in order. The ranks get batches in turn, as accelerate distributes them."""
     batches = [
         {key: torch.stack([row[key] for row in data[i : i + micro_batch]]) for key in data[0]}
         for i in range(0, len(data), micro_batch)
@@ -32,7 +32,7 @@ def dealt(data: list[dict[str, Any]], ranks: int, micro_batch: int, accumulation
 
 
 def windows_of(ranks: list[dict[str, Any]]) -> Windows:
-    """From what each rank recorded."""
+    """Return the windows that the ranks recorded."""
     return [list(window) for window in zip(*(rank["windows"] for rank in ranks), strict=True)]
 
 
@@ -41,7 +41,7 @@ def flat(model: nn.Module) -> torch.Tensor:
 
 
 def split(window: list[dict[str, Any]], m: int | None, micro_batch: int) -> list[Group]:
-    """The groups of one rank's window that share a perturbation. The window's loss is the mean over micro-batches."""
+    """Return the groups of one rank's window, each with one perturbation. The loss is the mean over micro-batches."""
     if m is None or m >= micro_batch:
         size = len(window) if m is None else m // micro_batch
         return [
@@ -83,7 +83,7 @@ def sam_gradient(
     unperturbed: Collection[int] = (),
 ) -> torch.Tensor:
     """
-    The gradient of one update, averaged over ranks.
+    Return the gradient of one update, averaged over ranks.
 
     Args:
         synchronised: the ascent gradient is averaged over ranks.
@@ -111,7 +111,7 @@ def train(
     unperturbed: Collection[tuple[int, int]] = (),
     **options: Any,
 ) -> torch.Tensor:
-    """The weights after each update, by gradient descent. `unperturbed`: (update, rank). `options`: see above."""
+    """Return the weights after each update of gradient descent. `unperturbed` are pairs of update and rank."""
     model = make_model().train()
     weights = flat(model)
     history = []

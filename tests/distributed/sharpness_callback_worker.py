@@ -1,4 +1,4 @@
-"""Trains on each of two ranks with sharpness at every evaluation and without, and saves what each rank found."""
+"""Trains on each of two ranks with and without sharpness at every evaluation, and saves the results of each rank."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from sam_hf import SharpnessCallback
 
-# Not divisible by two ranks, and more examples than the callback takes
+# The number measured is odd, and there are more examples than the callback uses
 EXAMPLES, MEASURED = 30, 9
 CASES: dict[str, dict[str, Any]] = {
     "sam": {},
@@ -32,7 +32,7 @@ def model(case: str) -> nn.Module:
 
 
 def run(out: Path, case: str, measured: bool) -> dict[str, Any]:
-    """The weights after each evaluation, the metrics returned, and what was logged."""
+    """Return the weights after each evaluation, the returned metrics, and the log."""
     weights: list[dict[str, torch.Tensor]] = []
     returned: list[dict[str, float]] = []
     trainer = trainer_of(

@@ -1,4 +1,4 @@
-"""Measures the sharpness of a tiny model on each of two ranks, and saves what each rank found."""
+"""Measures the sharpness of a tiny model on each of two ranks, and saves the results of each rank."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ def measured(oracle: LossOracle) -> dict[str, torch.Tensor]:
 
 
 def uneven(rank: int | None) -> LossOracle:
-    """Rank 0 has 5 examples, rank 1 has 2; together 7."""
+    """Return an oracle over 5 examples on rank 0, 2 on rank 1, and all 7 without a rank."""
     data = points(7)
     part = data if rank is None else data[:5] if rank == 0 else data[5:]
     return LossOracle(perceptron(), DataLoader(part, batch_size=2), disable_tqdm=True)
 
 
 def drawn() -> LossOracle:
-    """One loader of everything in every process, dealt by the oracle: 9 of 20 examples."""
+    """Return an oracle over 9 of 20 examples, which it distributes itself: each process has a loader of all."""
     return LossOracle(perceptron(), DataLoader(points(20), batch_size=2), max_examples=9, disable_tqdm=True)
 
 
 def single() -> LossOracle:
-    """One example, so that rank 1 has none."""
+    """Return an oracle over one example, so that rank 1 has none."""
     return LossOracle(perceptron(), DataLoader(points(20), batch_size=2), max_examples=1, disable_tqdm=True)
 
 
@@ -64,7 +64,7 @@ def attention() -> LossOracle:
 
 
 def trainer(folder: Path) -> LossOracle:
-    """Of 7 examples: accelerate would repeat one."""
+    """Return an oracle from a trainer with 7 examples, of which accelerate would repeat one."""
     made = trainer_of(perceptron(), points(7), folder, trainer_class=Trainer, per_device_eval_batch_size=2)
     return LossOracle.from_trainer(made)
 
@@ -75,7 +75,7 @@ def main(out: Path) -> None:
     cases = {"uneven": uneven(rank), "drawn": drawn(), "single": single(), "trainer": trainer(out)}
     results = {name: measured(oracle) for name, oracle in cases.items()}
     results["attention"] = {"product": attention().hvp(torch.ones(attention().dimension, dtype=torch.float64))}
-    # The model as it is in the middle of a distributed run
+    # The model is wrapped, as it is during a distributed run
     oracle = cases["uneven"]
     wrapped = LossOracle(DistributedDataParallel(perceptron()), oracle.batches, disable_tqdm=True)
     results["wrapped"] = measured(wrapped)

@@ -1,4 +1,4 @@
-"""Two real ranks over gloo against a float64 reference that computes both ranks in one process."""
+"""Two real ranks over gloo equal a float64 reference that computes both ranks in one process."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(results, name):
     for rank in range(RANKS):
         weights = results[name][rank]["weights"]
         assert weights.isfinite().all()
-        assert torch.equal(weights[2], weights[1]), "the scaler lets no rank step"
-        assert not torch.equal(weights[3], weights[2]), "training goes on"
+        assert torch.equal(weights[2], weights[1]), "the scaler must skip the step on all ranks"
+        assert not torch.equal(weights[3], weights[2]), "training must continue"
     skipped = [row["sam_skipped"] for row in results[name][0]["log"] if "sam_skipped" in row]
     assert skipped == [0.0, 0.0, 0.5 if name == "overflow" else 1.0, 0.0]
 

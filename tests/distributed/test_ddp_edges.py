@@ -50,8 +50,8 @@ def test_ranks_end_with_identical_weights(results, name):
 @pytest.mark.parametrize(
     ("name", "passes"),
     [
-        # Ascent and descent passes in order, counted from 0: a₁ a₂ a₃ d₁ d₂ d₃ with one perturbation a window,
-        # a₁ d₁ a₂ d₂ a₃ d₃ with one a micro-batch
+        # Ascent and descent passes in order, counted from 0: a₁ a₂ a₃ d₁ d₂ d₃ with one perturbation per window,
+        # a₁ d₁ a₂ d₂ a₃ d₃ with one per micro-batch
         ("unused", {5}),
         ("unused, synchronised", {2, 5}),
         ("bucket views", {5}),
@@ -93,7 +93,7 @@ def test_running_statistics_follow_the_ascent_passes_from_what_rank_0_broadcast(
     model = make_model(case.parts)
     weights, broadcast = flat(model), dict(model.named_buffers())
     for update, window in enumerate(windows_of(results[name])):
-        for rank in reversed(range(RANKS)):  # rank 0 last: what it ends with is the next update's
+        for rank in reversed(range(RANKS)):  # rank 0 last: the next update starts with its statistics
             replica = make_model(case.parts).train()
             torch.nn.utils.vector_to_parameters(weights, replica.parameters())
             replica.load_state_dict(broadcast, strict=False)
@@ -118,7 +118,7 @@ def test_ranks_ask_together_whether_the_loss_is_a_mean(results):
 
 
 def test_a_shared_ascent_gradient_is_the_mean_over_the_ascent_examples_of_all_ranks(results):
-    """Each rank has another share of its labels in them: one share for all, or the replicas would part."""
+    """Each rank has another share of its labels in them. All must use one share, or the replicas would diverge."""
     model = make_tagger(False)
     gamma = 0.9
 

@@ -1,4 +1,4 @@
-"""FSDP2's sharded parameters give what the whole ones give: Trainer runs no FSDP on the CPU, so one level lower."""
+"""FSDP2's sharded parameters give the same as whole ones. Trainer has no FSDP on the CPU: this is one level lower."""
 
 from __future__ import annotations
 

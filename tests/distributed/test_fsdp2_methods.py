@@ -1,4 +1,4 @@
-"""Every method on a model sharded with FSDP2 is that method in one process, with one perturbation for all ranks."""
+"""Every method on a model sharded with FSDP2 equals it in one process, with one perturbation for all ranks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def expected(folder: Path, name: str) -> torch.Tensor:
         LEARNING_RATE,
         RHO,
         mask=torch.cat([torch.full((p.numel(),), part in name) for name, p in model.named_parameters()]),
-        scaled=torch.ones(sum(p.numel() for p in model.parameters()), dtype=torch.bool),  # all are called weight
+        scaled=torch.ones(sum(p.numel() for p in model.parameters()), dtype=torch.bool),  # all have the name weight
         synchronised=True,
         **settings,
     )

@@ -1,4 +1,4 @@
-"""SAMTrainer on a model that transformers shards with FSDP2 while loading, adapters included, equals one process."""
+"""SAMTrainer on a model that transformers shards with FSDP2 while loading, also with adapters, equals one process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole windows over shards of FSDP2 equal one process, come back bit for bit, and resume from sharded checkpoints."""
+"""Windows over FSDP2 shards equal one process, restore weights bit for bit, and resume from sharded checkpoints."""
 
 from __future__ import annotations
 

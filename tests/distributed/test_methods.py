@@ -1,4 +1,4 @@
-"""Every method on two real ranks: the reference that computes both of them, resuming, and the files they leave."""
+"""Every method on two real ranks equals the reference that computes both, resumes, and writes the right files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def results(out):
 
 
 def windows():
-    """[update][rank]: batches are dealt to the ranks in turn, as accelerate deals them."""
+    """Return micro-batches as [update][rank]. The ranks get batches in turn, as accelerate distributes them."""
     data = dataset(RANKS * MICRO_BATCH * ACCUMULATION * UPDATES)
     batches = [data[i : i + MICRO_BATCH] for i in range(0, len(data), MICRO_BATCH)]
     per_update = [batches[i : i + RANKS * ACCUMULATION] for i in range(0, len(batches), RANKS * ACCUMULATION)]
@@ -65,7 +65,7 @@ def test_equals_the_reference(results, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_ranks_step_alike(results, name):
+def test_ranks_make_the_same_steps(results, name):
     first, second = (result["whole"] for result in results[name])
     assert torch.equal(first, second)
 

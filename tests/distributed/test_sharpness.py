@@ -1,4 +1,4 @@
-"""Sharpness over two real ranks is that of all their examples in one process, and the same on both."""
+"""Sharpness over two real ranks equals that of all their examples in one process, and is the same on both."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ CASES = {
 def test_two_ranks_are_one_process(results, name, tmp_path):
     expected = worker.measured(CASES[name](tmp_path))
     for key, value in expected.items():
-        # Quadratures end where the Krylov space does, which rounding decides; eigenvalues to their tolerance
+        # Rounding decides where the Krylov space, and so the quadrature, ends; eigenvalues are within their tolerance
         torch.testing.assert_close(results[0][name][key], value, rtol=1e-6, atol=1e-9, msg=f"{name}: {key}")
         assert torch.equal(results[0][name][key], results[1][name][key]), key
 
 
-def test_the_rank_without_examples_follows_in_what_attention_is_used(results):
+def test_the_rank_without_examples_uses_the_same_attention(results):
     oracle = worker.attention()
     expected = oracle.hvp(torch.ones(oracle.dimension, dtype=torch.float64))
     for result in results:

@@ -1,4 +1,4 @@
-"""Sharpness at every evaluation of a DDP run: both ranks agree, on the value of one process, and train the same."""
+"""Sharpness at every evaluation of a DDP run is the same on both ranks as in one process, and changes no training."""
 
 from __future__ import annotations
 
@@ -48,6 +48,6 @@ def test_it_is_the_value_of_one_process(results, case, tmp_path):
         assert [metrics[v] for v in VALUES] == pytest.approx([alone[v] for v in VALUES], rel=1e-8)
 
 
-def test_running_statistics_of_their_own_do_not_part_the_ranks(results):
+def test_ranks_keep_their_own_running_statistics(results):
     first, second = (rank["BatchNorm", True]["weights"][-1] for rank in results)
     assert not torch.equal(first["middle.running_mean"], second["middle.running_mean"])

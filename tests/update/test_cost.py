@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections import Counter
 
 import pytest
@@ -153,6 +154,20 @@ def test_window_keeps_no_batch_between_updates(tmp_path):
     trainer.train()
     held = [referrer for referrer in vars(trainer._sam_window).values() if isinstance(referrer, list)]
     assert held and not any(held)
+
+
+def test_a_loop_of_the_users_own_keeps_no_inputs(tmp_path):
+    """It calls `training_step` and never fetches batches through the trainer."""
+    trainer = trainer_of(perceptron(), points(32), tmp_path, sam_rho=0.1, gradient_accumulation_steps=1)
+    trainer.current_gradient_accumulation_steps = 1
+    kept = []
+    for start in range(0, 32, 4):
+        inputs = {key: torch.stack([e[key] for e in points(32)[start : start + 4]]) for key in ("x", "labels")}
+        trainer.training_step(trainer.model, inputs)
+        kept.append(weakref.ref(inputs["x"]))
+    del inputs
+    gc.collect()
+    assert sum(reference() is not None for reference in kept) <= 1
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 
 import pytest
@@ -143,3 +144,41 @@ def test_optimizers_that_step_in_the_backward_pass(tmp_path, optim):
 
 def test_sam_trainer_is_supported(tmp_path):
     assert isinstance(trainer_of(perceptron(), points(8), tmp_path), SAMTrainer)
+
+
+def of_a_newer_trl(**members):
+    """A trainer class that no list of names can know."""
+    return type("BrandNewTrainer", (Trainer,), {"__module__": "trl.experimental.brand_new", **members})
+
+
+def wrapping_step():
+    def training_step(self, *args, **kwargs):
+        return Trainer.training_step(self, *args, **kwargs)
+
+    return training_step
+
+
+def generating_step(self, model, inputs, num_items_in_batch=None):
+    return Trainer.training_step(self, model, dict(inputs), num_items_in_batch)
+
+
+@pytest.mark.parametrize(
+    ("members", "refused"),
+    [
+        ({"_prepare_inputs": lambda self, inputs: inputs}, True),
+        ({"training_step": generating_step}, True),
+        ({"training_step": functools.wraps(generating_step)(wrapping_step())}, True),
+        ({"training_step": wrapping_step()}, False),
+        ({}, False),
+    ],
+    ids=["prepares its inputs", "works on its inputs", "the same, decorated", "wraps the step", "neither"],
+)
+def test_a_trl_trainer_that_draws_data_is_refused_whatever_its_name(tmp_path, members, refused):
+    def build():
+        return trainer_of(perceptron(), points(8), tmp_path, type("Mine", (SAMMixin, of_a_newer_trl(**members)), {}))
+
+    if refused:
+        with pytest.raises(ValueError, match="Mine, which draws new data at every training step"):
+            build()
+    else:
+        build()

@@ -1,12 +1,16 @@
-"""Counters of other trainers are set aside by reference and put back, and only where they are those trainers' own."""
+"""Private attributes of other packages: counters are set aside and put back, and every attribute is still there."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 
 import pytest
+from accelerate.state import GradientState
+from causal import llama, texts, tokenizer
+from tiny import bert, sentences, trainer_of
+from transformers import Trainer
 
-from sam_hf.compat import uncounted
+from sam_hf.compat import loss_shifts_labels, uncounted
 
 
 def counting(module: str):
@@ -57,3 +61,30 @@ def test_nothing_is_added_to_a_trainer_without_counters():
     with uncounted(trainer):
         pass
     assert vars(trainer) == {}
+
+
+def test_trainer_knows_which_losses_shift_their_labels(tmp_path):
+    for model, data, shifts in ((llama(), texts(8), True), (bert(), sentences(8), False)):
+        trainer = trainer_of(model, data, tmp_path, trainer_class=Trainer)
+        assert loss_shifts_labels(trainer) is shifts
+
+
+@pytest.mark.parametrize(
+    ("owner", "names"),
+    [
+        (Trainer, "_prepare_inputs _maybe_log_save_evaluate _save_checkpoint _save _push_from_checkpoint"),
+        (Trainer, "_save_optimizer_and_scheduler _load_optimizer_and_scheduler _finish_current_push"),
+        (Trainer, "_get_num_items_in_batch loss_is_scaled_for_ga"),
+        (GradientState, "_set_sync_gradients"),
+    ],
+)
+def test_private_names_that_the_package_uses_are_there(owner, names):
+    """Nothing would fail without some of them: an override that is never called is silent."""
+    assert not [name for name in names.split() if not hasattr(owner, name)]
+
+
+def test_trl_counts_in_the_attributes_that_are_set_aside(tmp_path):
+    trl = pytest.importorskip("trl")
+    args = trl.SFTConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=None)
+    trainer = trl.SFTTrainer(model=llama(), args=args, train_dataset=texts(8), processing_class=tokenizer())
+    assert {"_metrics", "_total_train_tokens"} <= vars(trainer).keys()
