@@ -1,4 +1,4 @@
-"""docs/migrating.md: what stands there as before and after trains the same weights."""
+"""The code before and the code after in docs/migrating.md train the same weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BLOCKS = dict(re.findall(r'```python title="(.*?)"\n(.*?)```', PAGE.read_text(en
 
 
 class DavdaSAM(torch.optim.Optimizer):
-    """The algorithm of davda54/sam, which is on no package index, by its public names."""
+    """The algorithm of davda54/sam with its public names. The original is on no package index."""
 
     def __init__(self, params, base_optimizer, rho, **options):
         super().__init__(params, {"rho": rho, **options})
@@ -27,7 +27,7 @@ class DavdaSAM(torch.optim.Optimizer):
     def first_step(self, zero_grad):
         weights = [p for group in self.param_groups for p in group["params"]]
         norm = torch.stack([p.grad.norm() for p in weights]).norm()
-        self.kept = [p.clone() for p in weights]
+        self.weights_before = [p.clone() for p in weights]
         for p in weights:
             p.add_(self.param_groups[0]["rho"] * p.grad / (norm + 1e-12))
         self.zero_grad()
@@ -35,14 +35,14 @@ class DavdaSAM(torch.optim.Optimizer):
     @torch.no_grad()
     def second_step(self, zero_grad):
         weights = [p for group in self.param_groups for p in group["params"]]
-        for p, kept in zip(weights, self.kept, strict=True):
-            p.copy_(kept)
+        for p, before in zip(weights, self.weights_before, strict=True):
+            p.copy_(before)
         self.base_optimizer.step()
         self.zero_grad()
 
 
 @pytest.fixture
-def their_module(request, monkeypatch):
+def library(request, monkeypatch):
     if request.param == "davda54/sam":
         monkeypatch.setitem(sys.modules, "sam", types.SimpleNamespace(SAM=DavdaSAM))
     else:
@@ -50,25 +50,25 @@ def their_module(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize("their_module", ["davda54/sam", "pytorch_optimizer"], indirect=True)
-def test_before_and_after_train_the_same_weights(their_module, tmp_path, monkeypatch):
+@pytest.mark.parametrize("library", ["davda54/sam", "pytorch_optimizer"], indirect=True)
+def test_before_and_after_train_the_same_weights(library, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     start, ends = tiny.bert(), []
     for side in ("before", "after"):
-        code = BLOCKS[f"{side}: {their_module}"]
+        code = BLOCKS[f"{side}: {library}"]
         # The same examples in the same order, on the CPU
         code = code.replace('"out",', '"out", train_sampling_strategy="sequential", use_cpu=True, report_to="none",')
         namespace = {"model": copy.deepcopy(start), "train_dataset": tiny.sentences(24)}
         exec(compile(code, str(PAGE), "exec"), namespace)
         ends.append(tiny.flat(namespace["model"]))
     before, after = ends
-    # pytorch_optimizer takes the norm in float32
-    assert tiny.relative_difference(after, before) < (1e-7 if their_module == "pytorch_optimizer" else 1e-10)
+    # pytorch_optimizer computes the norm in float32
+    assert tiny.relative_difference(after, before) < (1e-7 if library == "pytorch_optimizer" else 1e-10)
     assert tiny.relative_difference(after, tiny.flat(start)) > 1e-2
 
 
 def test_the_radius_of_the_page_matters(tmp_path, monkeypatch):
-    """The check above would hold of plain training on both sides too."""
+    """Without this test, the check above would also pass with plain training on both sides."""
     monkeypatch.chdir(tmp_path)
     ends = []
     for rho in ("0.05", "0.0"):

