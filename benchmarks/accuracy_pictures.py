@@ -1,4 +1,4 @@
-"""Pictures of the comparisons, drawn anew from their committed records."""
+"""Draws the pictures of the comparisons again from their committed records."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "docs" / "pictures"
-# By comparison; those after it have its settings and other noise rates
+# Comparisons with pictures, each with the comparisons that have the same settings at other noise rates
 COMPARISONS: dict[str, tuple[str, ...]] = {"accuracy_text": (), "accuracy_image": ("accuracy_image_rates",)}
 
 
 def summarised(comparison: str) -> tuple[Any, list, list, Any]:
-    """The plan, its rows, the search's candidates and the records."""
+    """Return the plan, its rows, the search's candidates and the records."""
     from sam_hf.compare.read import read_plan
     from sam_hf.compare.records import Records
     from sam_hf.compare.search import search_results
@@ -32,7 +32,7 @@ def summarised(comparison: str) -> tuple[Any, list, list, Any]:
 def draw() -> None:
     from sam_hf.compare.report import write_report
 
-    os.chdir(ROOT)  # what the configurations name is named from there
+    os.chdir(ROOT)  # paths in the configurations are relative to it
     for comparison, others in COMPARISONS.items():
         plan, rows, candidates, records = summarised(comparison)
         with tempfile.TemporaryDirectory() as folder:

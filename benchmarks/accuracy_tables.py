@@ -1,11 +1,13 @@
-"""Tables of accuracy, flatness and tried radii, from the result files of benchmarks/results/."""
+"""Tables of accuracy, flatness and tried radii, from the result files in benchmarks/results/."""
 
 from __future__ import annotations
 
 import json
 import statistics
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 SHORT = ("adamw", "adamw, twice the epochs", "sam", "sam, auto radius", "gsam", "msam")
@@ -13,6 +15,18 @@ SHORT = ("adamw", "adamw, twice the epochs", "sam", "sam, auto radius", "gsam", 
 
 def load(task: str) -> dict:
     return json.loads((RESULTS / f"accuracy_{task}" / "compare.json").read_text())
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    head = "|" + "".join(f" {name} |" if name else " |" for name in heads)
+    return [head, "|---" * len(heads) + "|", *(f"| {' | '.join(map(str, row))} |" for row in rows)]
+
+
+def machine(environment: dict, with_threads: bool = False) -> str:
+    versions = ", ".join(f"{name} {environment[name]}" for name in ("torch", "transformers", "accelerate"))
+    threads = f", {environment['threads']} thread(s)" if with_threads else ""
+    return f"{environment['gpu'] or environment['cpu'] + threads}, {versions}"
 
 
 def by_noise(result: dict) -> dict[float, list[dict]]:
@@ -28,11 +42,12 @@ def percent(sample: dict) -> str:
 
 
 def points(difference: dict | None) -> str:
-    """Significant after Holm's adjustment: bold."""
+    """Return the difference with its interval, in bold if it is significant after Holm's adjustment."""
     if not difference or difference["low"] is None:
         return ""
     low, mean, high = (signed(difference[key]) for key in ("low", "mean", "high"))
-    return f"**{mean}** [{low}, {high}]" if difference["verdict"] in ("better", "worse") else f"{mean} [{low}, {high}]"
+    bold = "**" if difference["verdict"] in ("better", "worse") else ""
+    return f"{bold}{mean}{bold} [{low}, {high}]"
 
 
 def signed(difference: float) -> str:
@@ -45,48 +60,46 @@ def chosen(row: dict) -> str:
 
 def accuracy_table(task: str) -> str:
     result, lines = load(task), []
+    heads = ("", "final epoch, %", "best epoch, %", "minus AdamW", "minus AdamW, twice the epochs", "epochs × passes")
     for noise, rows in by_noise(result).items():
-        lines += [f"{noise:.0%} of the training labels wrong:", ""]
-        lines += [
-            "| | final epoch, % | best epoch, % | minus AdamW | minus AdamW, twice the epochs | epochs × passes |"
+        cells = [
+            [
+                row["variant"] + chosen(row),
+                *(percent(row["samples"][epoch]) for epoch in ("final", "best")),
+                *(points((row[other] or {}).get("final")) for other in ("against_baseline", "at_equal_compute")),
+                format(row["compute"], "g"),
+            ]
+            for row in rows
         ]
-        lines += ["|---|---|---|---|---|---|"]
-        for row in rows:
-            cells = [row["variant"] + chosen(row), percent(row["samples"]["final"]), percent(row["samples"]["best"])]
-            for against in ("against_baseline", "at_equal_compute"):
-                cells.append(points((row[against] or {}).get("final")))
-            lines.append(f"| {' | '.join([*cells, format(row['compute'], 'g')])} |")
-        lines.append("")
-    tested = f"Bold: p < 0.05 after Holm's adjustment over the {differences(result)} differences here."
-    return "\n".join([*lines, f"{provenance(task)} {tested}"])
+        lines += [f"{noise:.0%} of the training labels are wrong:", "", *table(heads, cells), ""]
+    bold = f"Bold: p < 0.05 after Holm's adjustment for the {tested_differences(result)} differences in these tables."
+    return "\n".join([*lines, f"{provenance(task)} {bold}"])
 
 
-def differences(result: dict) -> int:
-    """How many p-values of the final epoch were adjusted together."""
-    found = [
+def tested_differences(result: dict) -> int:
+    """Return how many p-values of the final epoch were adjusted together."""
+    differences = [
         (row[key] or {}).get("final") for row in result["rows"] for key in ("against_baseline", "at_equal_compute")
     ]
-    return sum(difference is not None and difference["p"] is not None for difference in found)
+    return sum(difference is not None and difference["p"] is not None for difference in differences)
 
 
 def search_table(task: str) -> str:
-    """What the search saw: accuracies on the examples cut off from training, that of the choice bold."""
+    """Return the accuracies on the examples cut off from training, on which the search chose; its choices are bold."""
     cells, noises = defaultdict(lambda: defaultdict(list)), []
     for candidate in load(task)["search"]:
         noise = candidate["label_noise"]
         noises += [noise] if noise not in noises else []
         value = ", ".join(format(value, "g") for value in candidate["choice"].values())
-        seen = f"{value}: {100 * candidate['score']:.1f}"
-        cells[candidate["variant"]][noise].append(f"**{seen}**" if candidate["chosen"] else seen)
-    lines = [f"| choice: accuracy, % | {' | '.join(f'{noise:.0%} wrong labels' for noise in noises)} |"]
-    lines.append("|---" * (len(noises) + 1) + "|")
-    for variant, by_noise_rate in cells.items():
-        lines.append(f"| {variant} | {' | '.join(', '.join(by_noise_rate[noise]) for noise in noises)} |")
-    return "\n".join(lines)
+        accuracy = f"{value}: {100 * candidate['score']:.1f}"
+        cells[candidate["variant"]][noise].append(f"**{accuracy}**" if candidate["chosen"] else accuracy)
+    heads = ["choice: accuracy, %", *(f"{noise:.0%} wrong labels" for noise in noises)]
+    rows = [[variant, *(", ".join(rates[noise]) for noise in noises)] for variant, rates in cells.items()]
+    return "\n".join(table(heads, rows))
 
 
 def provenance(task: str) -> str:
-    """Seeds, hardware and versions of the runs."""
+    """Return the seeds, the hardware and the versions of the runs."""
     records = [json.loads(path.read_text()) for path in sorted((RESULTS / f"accuracy_{task}" / "runs").glob("*.json"))]
     seeds = sorted({record["seed"] for record in records if record["purpose"] == "final"})
     machines = {machine(record["environment"]) for record in records if record["status"] == "finished"}
@@ -94,26 +107,27 @@ def provenance(task: str) -> str:
 
 
 def summary_table() -> str:
-    """For the README: a few variants, all noise rates, final epoch."""
-    rows = by_noise(load("text"))
-    lines = [f"| | {' | '.join(f'{noise:.0%} wrong labels' for noise in rows)} |", "|---" * (len(rows) + 1) + "|"]
+    """Return the table of the README: a few variants, all noise rates, final epoch."""
+    noises = by_noise(load("text"))
+    rows = []
     for variant in SHORT:
-        found = [row for here in rows.values() for row in here if row["variant"] == variant]
-        lines.append(f"| {variant} | {' | '.join(percent(row['samples']['final']) + chosen(row) for row in found)} |")
+        found = [row for rows_of_noise in noises.values() for row in rows_of_noise if row["variant"] == variant]
+        rows.append([variant, *(percent(row["samples"]["final"]) + chosen(row) for row in found)])
+    lines = table(["", *(f"{noise:.0%} wrong labels" for noise in noises)], rows)
     return "\n".join([*lines, "", provenance("text")])
 
 
 def rules_table(task: str) -> str:
-    """Of training examples that were kept out: a share of a step was chosen by it, so not of test examples."""
+    """Return accuracies on kept-out training examples, and not on test examples: a factor was chosen by these."""
     result = json.loads((RESULTS / f"rho_rules_{task}.json").read_text())
     runs, settings, rules = result["runs"], [], []
-    found = defaultdict(list)
+    accuracies = defaultdict(list)
     for run in runs:
         frozen = " frozen" if run["extra"].get("sam_batch_norm") == "frozen" else ""
         setting = f"{run['examples']}, {run['noise']:.0%}, {run['lr']:g}{frozen}"
         settings += [setting] if setting not in settings else []
         rules += [run["rule"]] if run["rule"] not in rules else []
-        found[run["rule"], setting].append(100 * run["kept_out"])
+        accuracies[run["rule"], setting].append(100 * run["kept_out"])
     rules.sort(
         key=lambda rule: (
             not rule.startswith("none"),
@@ -121,42 +135,31 @@ def rules_table(task: str) -> str:
             float(rule.split()[-1]) if rule[-1].isdigit() else 0,
         )
     )
-    lines = [f"| rule | {' | '.join(settings)} | mean |", "|---" * (len(settings) + 2) + "|"]
+    rows = []
     for rule in rules:
-        means = [statistics.mean(found[rule, setting]) for setting in settings]
-        cells = [f"{mean:.1f}{half_range(found[rule, s])}" for mean, s in zip(means, settings, strict=True)]
-        lines.append(f"| {rule} | {' | '.join(cells)} | {statistics.mean(means):.1f} |")
+        means = [statistics.mean(accuracies[rule, setting]) for setting in settings]
+        cells = [f"{mean:.1f}{half_range(accuracies[rule, s])}" for mean, s in zip(means, settings, strict=True)]
+        rows.append([rule, *cells, f"{statistics.mean(means):.1f}"])
     seeds = sorted({run["seed"] for run in runs})
     machines = {machine(run.get("environment", result.get("environment"))) for run in runs}
-    named = (
-        f"Seed {seeds[0]}"
-        if len(seeds) == 1
-        else f"Seeds {', '.join(map(str, seeds))}, ± half of the range over seeds"
-    )
-    return "\n".join([*lines, "", f"{named}; {'; '.join(sorted(machines))}."])
+    several, spread = ("s", ", ± half of the range over seeds") if len(seeds) > 1 else ("", "")
+    note = f"Seed{several} {', '.join(map(str, seeds))}{spread}; {'; '.join(sorted(machines))}."
+    return "\n".join([*table(["rule", *settings, "mean"], rows), "", note])
 
 
 def half_range(values: list[float]) -> str:
     return f" ± {(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else ""
 
 
-def machine(environment: dict) -> str:
-    versions = ", ".join(f"{name} {environment[name]}" for name in ("torch", "transformers", "accelerate"))
-    return f"{environment['gpu'] or environment['cpu']}, {versions}"
-
-
 def flatness_table(task: str) -> str:
     result = json.loads((RESULTS / f"flatness_{task}.json").read_text())
-    noise = {model["label_noise"] for model in result["models"].values()}
-    rows = defaultdict(list)
+    noises = {model["label_noise"] for model in result["models"].values()}
+    by_variant = defaultdict(list)
     for model in sorted(result["models"].values(), key=lambda model: model["label_noise"]):
-        wrong = f", {model['label_noise']:.0%} wrong labels" if len(noise) > 1 else ""
-        rows[model["variant"] + wrong].append(model)
-    lines = [
-        "| | λmax | λmax/λ5 | trace | m-sharpness | L(w) | accuracy, % | λmax by seed |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for variant, models in sorted(rows.items(), key=lambda row: not row[0].startswith("adamw")):
+        wrong = f", {model['label_noise']:.0%} wrong labels" if len(noises) > 1 else ""
+        by_variant[model["variant"] + wrong].append(model)
+    rows = []
+    for variant, models in sorted(by_variant.items(), key=lambda row: not row[0].startswith("adamw")):
         cells = [variant]
         for key, factor, digits in (
             ("lambda_max", 1, 0),
@@ -170,24 +173,22 @@ def flatness_table(task: str) -> str:
             spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.{digits}f}{spread}" if values else "")
         by_seed = [f"{model['lambda_max']:.0f}" for model in sorted(models, key=lambda model: model["seed"])]
-        lines.append(f"| {' | '.join([*cells, ', '.join(by_seed)])} |")
+        rows.append([*cells, ", ".join(by_seed)])
+    heads = ("", "λmax", "λmax/λ5", "trace", "m-sharpness", "L(w)", "accuracy, %", "λmax by seed")
     settings = result["settings"]
     machines = {machine(model["environment"]) for model in result["models"].values()}
     errors = [abs(m["trace_error"] / m["trace"]) for m in result["models"].values() if m["trace_error"]]
-    estimate = (
-        f"; a trace is an estimate, its standard error {statistics.median(errors):.0%} of it (median)"
-        if errors
-        else ""
-    )
+    error = f"{statistics.median(errors):.0%}" if errors else ""
+    estimate = f" The trace is an estimate; its standard error is {error} of it (median)." if errors else ""
     note = (
-        f"Mean ± standard deviation over seeds, all on the same {settings['examples']} training examples; m-sharpness "
-        f"with m = {settings['batch_size']}, ρ = {settings['rho']}{estimate}. {'; '.join(sorted(machines))}."
+        f"Mean ± standard deviation over seeds, all on the same {settings['examples']} training examples. m-sharpness "
+        f"has m = {settings['batch_size']}, ρ = {settings['rho']}.{estimate} {'; '.join(sorted(machines))}."
     )
-    return "\n".join([*lines, "", note])
+    return "\n".join([*table(heads, rows), "", note])
 
 
 def tables() -> dict[str, str]:
-    """By the names of their markers; those without a result are left out."""
+    """Return the tables by the names of their markers; those without a result are left out."""
     found = {}
     for task in ("text", "text_rates", "text_all", "image", "image_rates", "image_crops", "image_long", "image_80"):
         if (RESULTS / f"accuracy_{task}" / "compare.json").exists():

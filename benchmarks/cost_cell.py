@@ -1,4 +1,4 @@
-"""What updates of a list of variants cost on one model, batch and precision: time, FLOPs and memory, in turn."""
+"""Measures what updates of several variants cost on one model, batch and precision: time, FLOPs and memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from sam_hf import SAMTrainer, SAMTrainingArguments
 from sam_hf.methods import METHODS
 
 PLAIN = "none"
-# Arguments of the trainer; "cycle": updates of which one is not like the other; "rival", "loop", "lora": what is built
+# Arguments of the trainer. Those that are not: "cycle" is the number of updates after which their kinds repeat;
+# "rival", "loop" and "lora" say what is built
 VARIANTS: dict[str, dict[str, Any]] = {
     PLAIN: {"sam_method": "none"},
     **{method: {"sam_method": method} for method in METHODS if method not in ("looksam", "nbar")},
@@ -39,7 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pytorch_optimizer's SAM in Trainer": {"rival": "pytorch_optimizer"},
 }
 BASELINES = {"none, LoRA": "none, LoRA", "nbar, LoRA": "none, LoRA"}
-BASELINE_UPDATES = 5  # counted at least: their noise is in every ratio
+BASELINE_UPDATES = 5  # the least that is counted: their noise is in every ratio
 
 MODELS = {
     "tiny": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 100},
@@ -49,20 +50,22 @@ MODELS = {
     "large": {"hidden_size": 1152, "num_hidden_layers": 26, "num_attention_heads": 18},  # 20 times small
 }
 
-# Examples and tokens where what an update does to the weights is to show
+# Little arithmetic, so that what an update does to the weights is a large part of its time
 TINY_BATCH = {"batch_size": 2, "length": 8}
 
 
 @dataclass(frozen=True)
 class Cell:
     """
+    What is measured at once.
+
     Args:
-        batch_size: examples of one update on each process.
-        updates: counted updates of a turn, at least; a whole cycle where updates differ.
-        uncounted: updates before those: the optimizer's state is made, the allocator warms up. Two, since the first
-            one of msam and of the radius auto is plain.
-        rounds: turns of every variant, at most.
-        seconds: no round is begun after that many; the first one always is. FLOPs are counted before them.
+        batch_size: examples per update on each process.
+        updates: the least number of counted updates per turn; where updates differ, a whole cycle is counted.
+        uncounted: updates before the counted ones, in which the optimizer creates its state and the allocator warms
+            up. Two, because the first update of msam and of the radius auto is plain.
+        rounds: the largest number of turns of each variant.
+        seconds: no round begins after this time, except the first. FLOPs are counted before it starts.
     """
 
     model: str = "small"
@@ -77,7 +80,7 @@ class Cell:
 
 
 class UpdateTimer(TrainerCallback):
-    """Seconds, FLOPs and, on a GPU, peak memory of the counted updates, which are timed as one block."""
+    """Measures the counted updates as one block: seconds, FLOPs and, on a GPU, peak memory."""
 
     def __init__(self, cell: Cell, updates: int, flops: FlopCounterMode | None, at_start: Callable[[], Any] | None):
         self._first, self._last = cell.uncounted, cell.uncounted + updates
@@ -112,13 +115,17 @@ class UpdateTimer(TrainerCallback):
 
 
 def clock() -> float:
-    """Seconds. Without a GPU, processor time, which other work on the machine changes less; waits are not in it."""
+    """
+    Return a time in seconds.
+
+    Without a GPU it is processor time, which other work on the machine changes less; it does not include waiting.
+    """
     wall = torch.cuda.is_available() or torch.distributed.is_initialized()
     return time.perf_counter() if wall else time.process_time()
 
 
 def flop_counter() -> FlopCounterMode:
-    """torch's own, which knows the fused attention of GPUs and not that of the CPU."""
+    """Return torch's counter with the fused attention of the CPU added. By itself it knows only that of GPUs."""
     aten = torch.ops.aten
     attention = {
         aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, out_shape=None, **__: sdpa_flop_count(
@@ -132,7 +139,7 @@ def flop_counter() -> FlopCounterMode:
 
 
 class Bench:
-    """One cell. Its models are shared by all turns; optimizers and trainers live for a turn."""
+    """Runs the turns of one cell. All turns share the models; each has its own optimizer and trainer."""
 
     def __init__(self, cell: Cell, output_dir: str):
         self.cell, self._output_dir = cell, output_dir
@@ -146,7 +153,7 @@ class Bench:
         updates = self.counted_updates(variant)
         timer = UpdateTimer(self.cell, updates, flops, at_start)
         self._trainer(settings, model, updates, timer).train()
-        # What accelerate puts around the forward of a model in mixed precision would pile up
+        # In mixed precision accelerate wraps the model's forward; the wrappers of all turns would accumulate
         model.__dict__.pop("forward", None)
         model.zero_grad()
         gc.collect()
@@ -164,7 +171,7 @@ class Bench:
         return sum(p.numel() for p in self._model(False).parameters())
 
     def _model(self, lora: bool) -> nn.Module:
-        # Under DDP every turn has its own: reducers would stay hooked to the parameters
+        # Under DDP every turn has its own model: reducers would stay hooked to the parameters
         if lora not in self._models or torch.distributed.is_initialized():
             set_seed(0)
             config = BertConfig(**MODELS[self.cell.model], attn_implementation="sdpa")
@@ -182,7 +189,7 @@ class Bench:
         cell, steps = self.cell, self.cell.uncounted + updates
         settings = {"gradient_accumulation_steps": cell.accumulation, **settings}
         if settings.get("sam_method") not in ("none", "nbar"):
-            settings.setdefault("sam_rho_schedule", "constant")  # as that of the rivals; "radius auto" is a variant
+            settings.setdefault("sam_rho_schedule", "constant")  # as the rivals have it; "radius auto" is a variant
         micro_batch = cell.batch_size // settings["gradient_accumulation_steps"]
         if settings.get("sam_m") == "micro-batch":
             settings["sam_m"] = micro_batch
@@ -215,7 +222,7 @@ class Bench:
 
 
 def write(result: dict[str, Any], path: Path | None) -> None:
-    """The result so far; called after each part, so that a run that is cut off keeps what it measured."""
+    """Write the result so far. It is called after each part, so that an interrupted run keeps its measurements."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".unfinished")
@@ -224,7 +231,7 @@ def write(result: dict[str, Any], path: Path | None) -> None:
 
 
 def possible(variants: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Those that can run here, and why the others cannot."""
+    """Return the variants that can run here, and the reasons why the others cannot."""
     left_out = {}
     for variant in variants:
         settings = VARIANTS[variant]
@@ -237,11 +244,13 @@ def possible(variants: list[str]) -> tuple[list[str], dict[str, str]]:
 
 def measure(cell: Cell, variants: list[str], output_dir: str, with_flops: bool = True) -> dict[str, Any]:
     """
-    All variants of a cell in turn, round by round, each round from another one on: what a place in the round does to a
-    time falls on all of them. Ratios are taken within a round.
+    Measure all variants of a cell in turn, round by round.
+
+    Each round begins with another variant, so that the effect of a place in the round is shared by all of them. Ratios
+    are taken within a round.
 
     Args:
-        with_flops (`bool`, *optional*, defaults to `True`): count FLOPs in a round before, which is not timed.
+        with_flops (`bool`, *optional*, defaults to `True`): count FLOPs in a first round that is not timed.
     """
     bench = Bench(cell, output_dir)
     result: dict[str, Any] = {"settings": {**asdict(cell), "parameters": bench.parameters()}}
@@ -288,9 +297,3 @@ def memory_table(peaks: dict[str, float], trained: dict[str, int]) -> dict[str, 
         }
         for variant, peak in peaks.items()
     }
-
-
-def peak_resident_bytes() -> int:
-    # Not getrusage: a child's ru_maxrss starts from what its parent held when it was forked
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))

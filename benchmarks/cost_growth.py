@@ -1,4 +1,4 @@
-"""How the cost of an update grows: with parameters, accumulation steps, micro-batch and processes."""
+"""Measures how the cost of an update grows with parameters, accumulation steps, micro-batch and processes."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def growth(
     cell: Cell, axes: list[str], models: list[str], output_dir: str
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """
-    Each axis with its cells, as soon as they are measured.
+    Yield each axis with its cells, as soon as they are measured.
 
     Args:
-        cell: everything but what grows; its seconds are those of all axes together.
-        axes: names of `AXES`, or `"processes"`.
-        models: along the axis of parameters.
+        cell: everything except what grows; its seconds are the time of all axes together.
+        axes: names in `AXES`.
+        models: the models along the axis of parameters.
     """
     batch = cell.batch_size
-    # One update over few examples takes milliseconds, which alone are noise
+    # One update over few examples takes milliseconds; a single such time is noise
     short = replace(cell, updates=max(cell.updates, BASELINE_UPDATES))
     cells = {
         "parameters": [replace(short, model=m, batch_size=min(4, batch), length=min(32, cell.length)) for m in models],
-        # The same examples an update
+        # The same examples per update
         "accumulation": [replace(cell, accumulation=steps) for steps in (1, 2, 4) if steps <= batch],
         "micro_batch": [
             replace(cell if size == batch else short, batch_size=size)
@@ -44,7 +44,7 @@ def growth(
     cells = {axis: cells[axis] for axis in axes if axis in cells}
     share = cell.seconds / max(1, sum(map(len, cells.values())))
     for axis, row in cells.items():
-        # The rivals lose the gradients of earlier micro-batches: not the same update
+        # The rivals lose the gradients of earlier micro-batches, so their update is not the same
         variants = [v for v in FEW if axis != "accumulation" or v != DAVDA]
         yield axis, [measure(replace(c, seconds=share), variants, output_dir, with_flops=False) for c in row]
     if "processes" in axes and not torch.cuda.is_available():
@@ -52,7 +52,11 @@ def growth(
 
 
 def in_processes(cell: Cell, number: int) -> dict[str, Any]:
-    """The cell under DDP, with as many examples in each process. Wall time, since waits are part of it."""
+    """
+    Measure the cell under DDP, with the cell's number of examples in each process.
+
+    The result is wall time, because waiting is part of it.
+    """
     finite = {key: value for key, value in asdict(cell).items() if value != float("inf")}
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}"),
@@ -81,7 +85,7 @@ def worker() -> None:
     if torch.distributed.get_rank() == 0:
         print(json.dumps(result), flush=True)
     torch.distributed.barrier()
-    os._exit(0)  # gloo can abort in its own clean-up
+    os._exit(0)  # gloo can abort while it cleans up
 
 
 AXES = ("parameters", "accumulation", "micro_batch", "processes")

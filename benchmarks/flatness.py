@@ -1,12 +1,13 @@
 """
-Flatness of the models that a comparison has trained: λmax, λmax/λ5, trace and m-sharpness, for every method and seed.
+Measures the flatness of the models that a comparison trained: λmax, λmax/λ5, trace and m-sharpness, for every method
+and seed.
 
     sam-hf compare benchmarks/flatness_text.yaml --output_dir OUT --keep_models
     python benchmarks/flatness.py --comparison OUT --output benchmarks/results/flatness_text.json
 
-Image models: the same with `--train_file` and `--max_train_samples` as the runs had them. All models are measured on
-the same training examples with their right labels, in evaluation mode, so their numbers can be compared. Finished
-models are kept in the result file: the command goes on where it was stopped.
+For image models, add the `--train_file` and the `--max_train_samples` of the runs. All models are measured on the same
+training examples with their right labels, in evaluation mode, so their numbers can be compared. The result file keeps
+finished models: an interrupted command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from sam_hf.reports.environment import environment
 
 def measure(name: str, options: argparse.Namespace) -> dict:
     import torch
-    from sam_hf.commands.sharpness.command.examples import batches_for, load_examples, scheme_of
-    from sam_hf.commands.sharpness.command.models import find_checkpoint, load_model
-    from sam_hf.commands.sharpness.command.options import MeasuredExamples
 
+    from sam_hf.commands.sharpness.examples import batches_for, load_examples, scheme_of
+    from sam_hf.commands.sharpness.models import find_checkpoint, load_model
+    from sam_hf.commands.sharpness.options import MeasuredExamples
     from sam_hf.sharpness import LossOracle, hessian_eigenvalues, hessian_trace, m_sharpness
 
     torch.set_num_threads(options.threads)
@@ -42,7 +43,8 @@ def measure(name: str, options: argparse.Namespace) -> dict:
     )
     examples = load_examples(data, checkpoint.config, checkpoint.kind, seed=0)
     scheme = scheme_of(checkpoint, examples.scheme)
-    # m-sharpness over batches of like length too, which pad least: its numbers compare models, not with other tools'
+    # Batches of similar length, which need the least padding, serve for m-sharpness too: its numbers compare these
+    # models with each other, not with those of other tools
     batches, _ = batches_for(checkpoint, scheme, examples, data, options.batch_size, list)
     model = load_model(checkpoint, scheme, seed=0).to("cuda" if torch.cuda.is_available() else "cpu")
     oracle = LossOracle(model, batches, disable_tqdm=True)
@@ -64,8 +66,8 @@ def measure(name: str, options: argparse.Namespace) -> dict:
     }
 
 
-def chosen(options: argparse.Namespace) -> list[dict]:
-    """The finished runs to report whose models are there."""
+def reported_runs(options: argparse.Namespace) -> list[dict]:
+    """Return the finished runs that are reported and whose models exist."""
     records = [json.loads(path.read_text()) | {"name": path.stem} for path in options.comparison.glob("runs/*.json")]
     return [
         record
@@ -84,20 +86,19 @@ def main() -> None:
     parser.add_argument("--comparison", type=Path, required=True, help="output_dir of sam-hf compare --keep_models")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--train_file", help="training examples; default: the reviews of demo:rotten-tomatoes")
-    parser.add_argument("--max_train_samples", type=int, help="as given to the runs")
+    parser.add_argument("--max_train_samples", type=int, help="the same value as in the runs")
     parser.add_argument("--label_noise", type=float, nargs="+", default=[0.0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", help="default: all")
     parser.add_argument("--examples", type=int, default=256)
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument(
-        "--tolerance", type=float, default=0.03, help="residual over eigenvalue; its error is the square"
-    )
-    parser.add_argument("--probes", type=int, default=24, help="of Hutch++, for the trace; 0: no trace")
-    parser.add_argument("--sketch", type=int, default=8, help="of Hutch++: two products each")
+    tolerance = "residual relative to the eigenvalue, whose error is the square of it"
+    parser.add_argument("--tolerance", type=float, default=0.03, help=tolerance)
+    parser.add_argument("--probes", type=int, default=24, help="probes of Hutch++, for the trace; 0: no trace")
+    parser.add_argument("--sketch", type=int, default=8, help="sketch vectors of Hutch++, two products each")
     parser.add_argument("--rho", type=float, default=0.01, help="radius of m-sharpness")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1, help="of each job")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each job")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     result = json.loads(options.output.read_text()) if options.output.exists() else {"models": {}}
@@ -109,7 +110,7 @@ def main() -> None:
         parser.error(f"{options.output} holds models measured with other {', '.join(differing)}: {earlier}")
     result["settings"] = settings
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    records = [record for record in chosen(options) if record["name"] not in result["models"]]
+    records = [record for record in reported_runs(options) if record["name"] not in result["models"]]
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=20) as pool:
         answers = pool.imap(partial(measure, options=options), [record["name"] for record in records])
         for record, answer in zip(records, answers, strict=True):

@@ -1,18 +1,18 @@
 """
-What sam_hf adds to an update beyond the passes, which are Trainer's own: norm, snapshot, perturb, restore, combine,
-random states, metrics, step length and everything else of its Python.
+Measures what sam_hf adds to an update in addition to the passes, which are Trainer's own: norm, snapshot, perturb,
+restore, combine, random states, metrics, step length and the rest of its Python code.
 
     python benchmarks/overhead.py --output benchmarks/results/overhead.json
     python benchmarks/overhead.py --output benchmarks/results/overhead_cuda.json   # where torch sees a GPU
 
-Each piece is timed by a wrapper around it, less the pieces inside it; "pass" is what Trainer's own `training_step`
-takes, and the share is of the whole update, optimizer included. On a GPU the device is waited for around every piece:
-an upper bound, since launches that would be hidden behind other work are then seen. Without one it is processor time.
+A wrapper times each piece, without the pieces inside it. "pass" is the time of Trainer's own `training_step`. The
+share is that of the whole update, including the optimizer. On a GPU, the wrappers wait for the device around every
+piece: the result is an upper bound, because it includes launches that other work would hide. Without a GPU it is
+processor time.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import gc
 import statistics
@@ -20,19 +20,20 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from cost_cell import MODELS, TINY_BATCH, VARIANTS, Bench, Cell, clock, write
+from cost_cell import Bench, Cell, clock, write
+from step_time import cell_parser, cells
 from transformers import Trainer
 from transformers.utils import logging
 
-import sam_hf.update.ascent_window as window
 from sam_hf import SAMTrainer
 from sam_hf.methods import METHODS
 from sam_hf.reports.environment import environment
 from sam_hf.tensors.step_length import StepLength
+from sam_hf.trainer.runner import TrainerRunner
+from sam_hf.update import ascent_window
 from sam_hf.update.perturbation import Perturbation
 from sam_hf.update.random_state import RandomState
 from sam_hf.update.running_means import RunningMeans
@@ -46,13 +47,13 @@ PIECES: list[tuple[Any, str, str]] = [
     *((method, "ascent", "norm and direction") for method in METHODS.values() if "ascent" in vars(method)),
     (Perturbation, "add", "snapshot and perturb"),
     (Perturbation, "restore", "restore"),
-    (window, "take_gradients", "gradients set aside"),
-    (window, "give_gradients_back", "gradients set aside"),
-    (window, "combine", "combine"),
+    (ascent_window, "take_gradients", "gradients set aside"),
+    (ascent_window, "give_gradients_back", "gradients set aside"),
+    (ascent_window, "combine", "combine"),
     (RandomState, "__init__", "random states"),
     (RandomState, "restore", "random states"),
     (RunningMeans, "add", "metrics"),
-    (SAMTrainer, "_passes", "what a pass needs"),
+    (TrainerRunner, "_choose_parameters", "what a pass needs"),
     (StepLength, "before_step", "step length"),
     (StepLength, "after_step", "step length"),
 ]
@@ -61,11 +62,11 @@ VARIANTS_OF_INTEREST = ["sam", "sam, radius auto", "gsam", "looksam (every 5th u
 
 
 class Pieces:
-    """Seconds by piece, exclusive of the pieces inside it."""
+    """Sums the seconds of each piece, without those of the pieces inside it."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
-        self._inside: list[float] = []  # of each open piece: seconds of the pieces inside it
+        self._inside: list[float] = []  # for each open piece, the seconds of the pieces inside it
 
     def timed(self, function: Callable, label: str) -> Callable:
         @functools.wraps(function)
@@ -106,7 +107,10 @@ def wrapped(pieces: Pieces) -> Iterator[None]:
 
 
 def profile(cell: Cell, variant: str, output_dir: str) -> dict[str, Any]:
-    """Milliseconds an update by piece, medians over rounds, and the share of an update that is not Trainer's own."""
+    """
+    Return the milliseconds per update of each piece, as medians over rounds, and the part of an update that is not
+    Trainer's own.
+    """
     bench = Bench(cell, output_dir)
     rounds = []
     for _ in range(cell.rounds):
@@ -123,34 +127,24 @@ def profile(cell: Cell, variant: str, output_dir: str) -> dict[str, Any]:
 
 def main() -> None:
     on_gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", choices=list(MODELS), nargs="+", default=["small", "large"])
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), nargs="+", default=["fp32"])
-    parser.add_argument("--variants", choices=list(VARIANTS), nargs="+", default=VARIANTS_OF_INTEREST)
-    parser.add_argument("--batch_size", type=int, default=32, help="examples of an update, on the first model")
-    parser.add_argument("--length", type=int, default=128, help="tokens of an example, on the first model")
-    parser.add_argument("--updates", type=int, default=5 if on_gpu else 2, help="counted updates a round, at least")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="result file")
-    options = parser.parse_args()
+    options = cell_parser(
+        __doc__, models=["small", "large"], variants=VARIANTS_OF_INTEREST, updates=5 if on_gpu else 2, rounds=3
+    ).parse_args()
     logging.set_verbosity_error()
     gc.freeze()
     result: dict[str, Any] = {"environment": environment(), "cells": []}
     with tempfile.TemporaryDirectory() as output_dir:
-        for place, model in enumerate(options.models):
-            batch = {"batch_size": options.batch_size, "length": options.length} if place == 0 else TINY_BATCH
-            for precision in options.precision:
-                cell = Cell(model, precision, **batch, updates=options.updates, uncounted=2, rounds=options.rounds)
-                rows = {variant: profile(cell, variant, output_dir) for variant in options.variants}
-                result["cells"].append({"settings": {"model": model, "precision": precision, **batch}, "rows": rows})
-                for variant, row in rows.items():
-                    update = row["milliseconds"]["update"]
-                    print(
-                        f"{model}, {precision}, {variant}: {row['added_ms']:.2f} of {update:.1f} ms an update are "
-                        f"sam_hf's, {row['added_share']:.2%}",
-                        flush=True,
-                    )
-                write(result, options.output)
+        for cell in cells(options):
+            settings = {name: getattr(cell, name) for name in ("model", "precision", "batch_size", "length")}
+            rows = {variant: profile(cell, variant, output_dir) for variant in options.variants}
+            result["cells"].append({"settings": settings, "rows": rows})
+            for variant, row in rows.items():
+                print(
+                    f"{cell.model}, {cell.precision}, {variant}: {row['added_ms']:.2f} of "
+                    f"{row['milliseconds']['update']:.1f} ms per update are sam_hf's, {row['added_share']:.2%}",
+                    flush=True,
+                )
+            write(result, options.output)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """
-Radii that need no tuning: what was tried before `sam_rho_schedule="auto"`, on both demo tasks.
+Compares rules for a radius without tuning on both demo tasks: those that were tried before `sam_rho_schedule="auto"`.
 
     python benchmarks/rho_rules.py --task text --output outputs/rho_rules_text.json --jobs 2
 
@@ -9,13 +9,14 @@ Every rule sets ρ before each update:
     lr R        ρ = R · lr/lr₀
     weights C   ρ = C ‖w‖
     step C      ρ = C ‖w_t − w_{t−1}‖, the length of the optimizer's last step ("auto" is C = 0.1)
-    steps C     the same with the mean length of all steps so far
+    steps C     the same with the mean length of all earlier steps
     gradient C  ρ = C ‖g‖
     rise C      feedback: ρ grows or shrinks until L(w+ε) − L(w) = C · L(w)
 
-Accuracies are of the final epoch, on test examples and on training examples that were kept out. benchmarks/results/
-has what was found on one H100; there, gradient and rise used the gradient of the update itself and here that of the
-update before. Finished runs are kept: the command goes on where it was stopped.
+Accuracies are those of the final epoch, on test examples and on training examples that were kept out.
+The results of text and image in benchmarks/results/ come from one H100. In those runs `gradient` and `rise` used the
+gradient of the update itself; here they use that of the update before. The result file keeps finished runs: an
+interrupted command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pathlib import Path
 KEPT_OUT = 1000  # training examples
 IMAGES = Path(__file__).parents[1] / "data" / "fashion_mnist"
 SETTINGS = {
-    # examples, share of wrong labels, learning rate, epochs, arguments
+    # number of examples, share of wrong labels, learning rate, epochs, arguments
     "text": [
         (2000, 0.0, 1e-4, 3, {}),
         (2000, 0.2, 1e-4, 3, {}),
@@ -47,28 +48,19 @@ SETTINGS = {
         (2000, 0.4, 3e-4, 2, {"sam_batch_norm": "first"}),
         (2000, 0.4, 3e-4, 2, {"sam_batch_norm": "frozen"}),
     ],
-    # The committed subset has fewer: --images
+    # The committed subset has fewer images: give --images
     "image_sizes": [
         (500, 0.4, 3e-4, 6, {"sam_batch_norm": "frozen"}),
         (7000, 0.4, 3e-4, 1, {"sam_batch_norm": "frozen"}),
     ],
 }
-RULES = [
-    "none",
-    "none, twice the epochs",
-    "fixed 0.003",
-    "fixed 0.01",
-    "fixed 0.03",
-    "fixed 0.1",
-    "fixed 0.3",
-    "lr 0.03",
-]
+RULES = ["none", "none, twice the epochs", "lr 0.03", *(f"fixed {rho}" for rho in (0.003, 0.01, 0.03, 0.1, 0.3))]
 RULES += ["weights 6e-5", "weights 2e-4", "step 0.02", "step 0.1", "step 0.2", "step 0.3", "step 0.5"]
 RULES += ["steps 0.1", "steps 0.2", "gradient 0.004", "gradient 0.012", "rise 0.05", "rise 0.1", "rise 0.2"]
 
 
 def trainer_class(rule: str):
-    """`SAMTrainer` whose arguments get another radius before each update: they are read when an update begins."""
+    """Return a `SAMTrainer` that sets another radius before each update, which reads it when it begins."""
     import torch
     from torch.nn.utils import get_total_norm
 
@@ -110,7 +102,7 @@ def trainer_class(rule: str):
     return Trainer
 
 
-def carry_out(job: dict, images: Path) -> dict:
+def train_and_score(job: dict, images: Path) -> dict:
     import numpy as np
     from transformers import set_seed
     from transformers.utils import logging
@@ -159,7 +151,7 @@ def carry_out(job: dict, images: Path) -> dict:
 
 
 def data_of(task: str, images: Path):
-    """A new model, training rows, rows kept out of it, test rows, a collator and the number of classes."""
+    """Return a function that makes a model; training, kept-out and test rows; a collator; the number of classes."""
     from sam_hf.inputs.demo import demo_model_path, load_demo_dataset
 
     if task == "text":
@@ -197,13 +189,15 @@ def data_of(task: str, images: Path):
 
 
 def check_images(jobs: list[dict], folder: Path) -> None:
-    """Before any of them runs: fewer would be trained on without a word."""
+    """Check, before any job runs, that there are enough images; otherwise a job would silently train on fewer."""
     import pyarrow.parquet
 
-    there = pyarrow.parquet.read_metadata(folder / "train.parquet").num_rows - KEPT_OUT
-    wanted = max(job["examples"] for job in jobs)
-    if there < wanted:
-        raise SystemExit(f"{folder}: {wanted} training images are asked for, {there} are there beside those kept out")
+    available = pyarrow.parquet.read_metadata(folder / "train.parquet").num_rows - KEPT_OUT
+    needed = max(job["examples"] for job in jobs)
+    if available < needed:
+        raise SystemExit(
+            f"{folder}: the jobs need {needed} training images, but there are {available} without those kept out"
+        )
 
 
 def main() -> None:
@@ -211,8 +205,8 @@ def main() -> None:
     parser.add_argument("--task", choices=list(SETTINGS), required=True)
     parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11])
-    parser.add_argument("--examples", type=int, help="no more than these, to try the command")
-    parser.add_argument("--images", type=Path, default=IMAGES, help="what data/fashion_mnist/make_subset.py made")
+    parser.add_argument("--examples", type=int, help="the largest number of examples, to try the command")
+    parser.add_argument("--images", type=Path, default=IMAGES, help="folder made by data/fashion_mnist/make_subset.py")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
@@ -235,7 +229,7 @@ def main() -> None:
     jobs = [job for job in jobs if not any(job.items() <= run.items() for run in done)]
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=50) as pool:
-        for run in pool.imap_unordered(partial(carry_out, images=options.images), jobs):
+        for run in pool.imap_unordered(partial(train_and_score, images=options.images), jobs):
             done.append(run)
             options.output.write_text(json.dumps(result, indent=1) + "\n")
             print(

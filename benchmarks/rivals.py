@@ -1,10 +1,10 @@
 """
-SAM as it is used without sam_hf, for comparison of what it costs.
+SAM as it is used without sam_hf, for comparing its cost.
 
-`TwoStepSAM` is the algorithm of github.com/davda54/sam, written anew: an optimizer around the base optimizer, whose
-two steps the user calls after two backward passes. It loops over parameters and keeps the weights in its state, as
-that one does. None of these is for training: gradients of earlier micro-batches are lost, and where fp16's scaler
-skips a step the weights stay perturbed.
+`TwoStepSAM` is a new implementation of the algorithm of github.com/davda54/sam: an optimizer around the base optimizer
+with two steps, which the user calls after two backward passes. Like the original, it loops over parameters and keeps
+the weights in its state. Do not train with any of these: gradients of earlier micro-batches are lost, and if fp16's
+scaler skips a step, the weights stay perturbed.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ RHO = 0.05
 
 class TwoStepSAM(Optimizer):
     """
+    An optimizer that perturbs the weights in its first step and updates them in its second.
+
     Args:
         groups: parameter groups.
         base_class: the optimizer that steps from w.
-        **options: its arguments.
+        **options: arguments of `base_class`.
     """
 
     def __init__(self, groups: list[dict[str, Any]], base_class: type[Optimizer], **options: Any):
@@ -36,7 +38,7 @@ class TwoStepSAM(Optimizer):
 
     @torch.no_grad()
     def first_step(self, zero_grad: bool = False) -> None:
-        """To w + ρ g/‖g‖."""
+        """Move the weights to w + ρ g/‖g‖."""
         norms = [p.grad.norm(p=2) for group in self.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.stack(norms).norm(p=2)
         for group in self.param_groups:
@@ -50,7 +52,7 @@ class TwoStepSAM(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
-        """Back to w, and a step of the base optimizer along the second gradient."""
+        """Restore w, and step with the base optimizer along the second gradient."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
@@ -58,13 +60,13 @@ class TwoStepSAM(Optimizer):
         self.base.step()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # accelerate does so when it wraps an optimizer, and schedulers then change the groups made here
+        # accelerate calls this when it wraps an optimizer; schedulers then change the groups that it creates
         super().load_state_dict(state_dict)
         self.base.param_groups = self.param_groups
 
 
 def pytorch_optimizer_sam(groups: list[dict[str, Any]], base_class: type[Optimizer], **options: Any) -> Optimizer:
-    """That of the package pytorch_optimizer, whose second step is `step` here as loops and Trainer call it."""
+    """Return SAM of the package pytorch_optimizer, with `step`, which loops and Trainer call, as its second step."""
     from pytorch_optimizer import SAM
 
     class SteppedSAM(SAM):
@@ -83,10 +85,10 @@ def missing(rival: str) -> bool:
 
 class TwoPassTrainer(Trainer):
     """
-    Trainer with a rival's optimizer, and two explicit passes in `training_step`.
+    Trainer with a rival's optimizer and two explicit passes in `training_step`.
 
     Args:
-        rival (`str`): a name of `RIVALS`.
+        rival (`str`): a name in `RIVALS`.
     """
 
     def __init__(self, *args: Any, rival: str, **kwargs: Any):
@@ -109,11 +111,11 @@ class TwoPassTrainer(Trainer):
 
 class HandWrittenLoop:
     """
-    The loop of that project's README, with what Trainer does by default: autocast, clipping, a linear schedule.
+    The loop in the README of davda54/sam, with Trainer's defaults: autocast, clipping and a linear schedule.
 
     Args:
-        trainer ([`TwoPassTrainer`]): whose model, optimizer and batches these are; it does not train itself.
-        timer: is told of updates.
+        trainer ([`TwoPassTrainer`]): provides the model, the optimizer and the batches; it does not train itself.
+        timer: its `begin` and `end` are called at each update.
     """
 
     def __init__(self, trainer: TwoPassTrainer, timer: Any):

@@ -1,12 +1,12 @@
 """
-Time and memory of the Hessian's five largest eigenvalues with `sam-hf sharpness` as it comes: of the finetuned demo
-text model, and of a model of 110 M parameters.
+Measures the time and memory that `sam-hf sharpness` with its defaults needs for the five largest eigenvalues of the
+Hessian: of the finetuned demo text model, and of a model of 110 M parameters.
 
     python scripts/finetune_text.py --config configs/demo_text.yaml
     python benchmarks/sharpness_cost.py --model outputs/demo_text --output benchmarks/results/sharpness_cost.json
 
-Each case is a process of its own. Its memory is the peak that the kernel counted (VmHWM), Python and torch included.
-CPU seconds over all threads, divided by the threads, are about the time on a machine that does nothing else.
+Each case runs in its own process. Its memory is the peak that the kernel counted (VmHWM), including Python and torch.
+The CPU seconds of all threads, divided by the number of threads, are about the time on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CASES: dict[str, list[str]] = {
 
 
 def random_bert_base(folder: str) -> str:
-    """110 M parameters, with the demo model's tokenizer."""
+    """Save a model of 110 M parameters with the demo model's tokenizer, and return the folder."""
     import torch
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
@@ -43,17 +43,24 @@ def random_bert_base(folder: str) -> str:
     return folder
 
 
+def peak_resident_bytes() -> int:
+    # Not getrusage: a child's ru_maxrss starts from what its parent held when it was forked
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+
+
 def measure(model: str, options: list[str]) -> dict[str, Any]:
-    """In this process."""
+    """Measure one case in this process."""
     import torch
-    from sam_hf.commands.sharpness.command.command import main
+
+    from sam_hf.commands.sharpness.command import main
 
     with tempfile.TemporaryDirectory() as folder:
         wall, cpu = time.perf_counter(), time.process_time()
         main(["--model", model, "--out", folder, *DATA, *EIGENVALUES, *options])
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         result = json.loads(Path(folder, "sharpness.json").read_text())
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    peak = peak_resident_bytes()
     (row,) = result["models"]
     return {
         "parameters": row["parameters"],
@@ -64,19 +71,17 @@ def measure(model: str, options: list[str]) -> dict[str, Any]:
         "wall_seconds": round(wall, 1),
         "cpu_seconds": round(cpu, 1),
         "threads": torch.get_num_threads(),
-        "peak_gib": round(int(peak.split()[1]) / 2**20, 2),
+        "peak_gib": round(peak / 2**30, 2),
         "environment": result["environment"],
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="The finetuned demo text model.")
+    parser.add_argument("--model", required=True, help="the finetuned demo text model")
     parser.add_argument("--output", required=True)
-    parser.add_argument("--case", choices=list(CASES), help="Only this one, in this process.")
-    parser.add_argument(
-        "--option", nargs="*", default=[], help="More options of sam-hf sharpness, without the dashes."
-    )
+    parser.add_argument("--case", choices=list(CASES), help="run only this case, in this process")
+    parser.add_argument("--option", nargs="*", default=[], help="more options of sam-hf sharpness, without the dashes")
     options = parser.parse_args()
     if options.case is not None:
         more = [*CASES[options.case], *(f"--{given}" for given in options.option)]

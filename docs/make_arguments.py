@@ -1,30 +1,20 @@
 """
-Writes the page of arguments from `SAMArguments`: its fields, their defaults and choices, and its docstring.
+Writes the page of arguments from `SAMArguments`: its fields, their types, defaults and choices, and its docstring.
 
     python docs/make_arguments.py           # writes docs/arguments.md
-    python docs/make_arguments.py --check   # exit status 1 where the page and the code differ
+    python docs/make_arguments.py --check   # exit status 1 if the page differs from the code
 """
 
 from __future__ import annotations
 
-import inspect
-import re
 from dataclasses import Field, fields
 from pathlib import Path
 
 from make_methods import write_or_check
 
-from sam_hf import SAMArguments
+from sam_hf.arguments.fields import SAMArguments, argument_descriptions
 
 PAGE = Path(__file__).parent / "arguments.md"
-
-
-def described() -> dict[str, tuple[str, str]]:
-    """Of each argument in the docstring, what stands in brackets behind its name, and its description."""
-    text = inspect.getdoc(SAMArguments) or ""
-    text = text.partition("\nArgs:\n")[2].partition("\nRaises:\n")[0]
-    found = re.findall(r"^    (\w+) \((.*)\):\n((?:        .*\n?)+)", text, flags=re.MULTILINE)
-    return {name: (kind, inspect.cleandoc(description)) for name, kind, description in found}
 
 
 def default(argument: Field) -> str:
@@ -34,7 +24,8 @@ def default(argument: Field) -> str:
 def overview() -> str:
     rows = ["| argument | type | default |", "|---|---|---|"]
     for argument in fields(SAMArguments):
-        kind = described()[argument.name][0].partition(", *optional*")[0]
+        kinds = SAMArguments.__annotations__[argument.name].removesuffix(" | None").split(" | ")
+        kind = " or ".join(f"`{kind}`" for kind in kinds)
         rows.append(f"| [`{argument.name}`](#{argument.name}) | {kind} | {default(argument)} |")
     return "\n".join(rows)
 
@@ -42,7 +33,7 @@ def overview() -> str:
 def details() -> str:
     parts = []
     for argument in fields(SAMArguments):
-        _, description = described()[argument.name]
+        description = argument_descriptions()[argument.name]
         choices = argument.metadata.get("choices")
         allowed = f"One of {', '.join(f'`{choice}`' for choice in choices)}. " if choices else ""
         parts += [f"### {argument.name}", "", f"{allowed}Default: {default(argument)}.", "", description, ""]

@@ -1,13 +1,14 @@
 """
-Writes what the README and the pages on methods say of the methods' metadata, between markers.
+Writes the tables and facts about the methods into the README and the pages on methods, between markers.
 
     python docs/make_methods.py           # writes
-    python docs/make_methods.py --check   # exit status 1 where a page and the code differ
+    python docs/make_methods.py --check   # exit status 1 if a page differs from the code
 """
 
 from __future__ import annotations
 
 import argparse
+import configparser
 import inspect
 import json
 import re
@@ -18,6 +19,10 @@ from sam_hf.arguments.schedules import default_radius
 from sam_hf.methods import METHODS, Method
 
 ROOT = Path(__file__).parent.parent
+_SETUP = configparser.ConfigParser()
+_SETUP.read(ROOT / "setup.cfg", encoding="utf-8")
+# README.md is also shown by package indexes, where relative links lead nowhere
+PAGES = f"{_SETUP['metadata']['url']}/blob/main/docs"
 
 
 def paper_link(method: type[Method]) -> str:
@@ -25,22 +30,22 @@ def paper_link(method: type[Method]) -> str:
 
 
 def equations(method: type[Method]) -> str:
-    """The indented lines of the docstring of the method's module."""
-    lines = (inspect.getdoc(inspect.getmodule(method)) or "").splitlines()
+    """Return the indented lines of the method's docstring."""
+    lines = (inspect.getdoc(method) or "").splitlines()
     return "\n".join(line.removeprefix("    ") for line in lines if line.startswith("    "))
 
 
 def compact_table() -> str:
-    rows = ["| `sam_method` | passes an update | |", "|---|---|---|"]
+    rows = ["| `sam_method` | passes per update | |", "|---|---|---|"]
     for name, method in METHODS.items():
-        rows.append(f"| [`{name}`](docs/methods/{name}.md) | {method.cost.passes} | {method.summary} |")
+        rows.append(f"| [`{name}`]({PAGES}/methods/{name}.md) | {method.cost.passes} | {method.summary} |")
     return "\n".join(rows)
 
 
 def full_table() -> str:
     rows = [
-        "| `sam_method` | | passes an update | copies of the trained weights | default ρ | own parameters | refused | "
-        "paper |",
+        "| `sam_method` | | passes per update | copies of the trained weights | default ρ | own parameters | "
+        "refused arguments | paper |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, method in METHODS.items():
@@ -68,8 +73,8 @@ def facts(method: type[Method]) -> str:
             "",
             "| | |",
             "|---|---|",
-            f"| passes an update (k: `sam_ascent_steps`; plain training: 1) | {method.cost.passes} |",
-            f"| copies of the trained weights over plain training, at peak | {method.cost.memory} |",
+            f"| passes per update (k: `sam_ascent_steps`; plain training: 1) | {method.cost.passes} |",
+            f"| copies of the trained weights at the peak, in addition to plain training | {method.cost.memory} |",
             f"| default `sam_rho` | {default_radius(method)} |",
             f"| default `sam_interval` | {method.default_interval} |",
             f"| state kept between updates | {'yes, saved with a checkpoint' if method.keeps_state else 'none'} |",
@@ -84,14 +89,14 @@ def parameters(method: type[Method]) -> str:
         for name, option in method.options.items():
             own.append(f"| `{name}` | `{json.dumps(option.default)}` | {option.allowed} | {option.help} |")
     else:
-        own = ["It has none of its own: `sam_method_kwargs` must be empty."]
+        own = ["The method has no parameters of its own: `sam_method_kwargs` must be empty."]
     if method.refuses:
-        refused = ["Refused, because they have no meaning here:", ""]
+        refused = ["These arguments have no meaning for the method and are refused:", ""]
         for reason in dict.fromkeys(method.refuses.values()):
             fields = ", ".join(f"`{field}`" for field, why in method.refuses.items() if why == reason)
             refused.append(f"- {fields}: {reason}.")
     else:
-        refused = ["Every axis applies: nothing is refused."]
+        refused = ["All axes apply. No argument is refused."]
     return "\n".join([*own, "", *refused])
 
 
@@ -100,7 +105,7 @@ def citation(method: type[Method]) -> str:
 
 
 def blocks() -> dict[Path, dict[str, str]]:
-    """Per page, what stands between its markers."""
+    """Return the content of each block of each page."""
     pages = {
         ROOT / "README.md": {"methods": compact_table()},
         ROOT / "docs" / "methods.md": {"methods": full_table()},
@@ -116,22 +121,22 @@ def blocks() -> dict[Path, dict[str, str]]:
 
 def filled(text: str, contents: dict[str, str]) -> str:
     """
-    `text` with its blocks' contents.
+    Return `text` with new contents of its blocks.
 
     Raises:
-        ValueError: it does not have the markers of a block exactly once.
+        ValueError: The markers of a block do not occur exactly once.
     """
     for name, content in contents.items():
         block = f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
         pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
-        text, found = re.subn(pattern, lambda _, block=block: block, text, flags=re.DOTALL)
-        if found != 1:
-            raise ValueError(f"it has {found} blocks <!-- {name} --> ... <!-- /{name} -->, and needs one")
+        text, count = re.subn(pattern, lambda _, block=block: block, text, flags=re.DOTALL)
+        if count != 1:
+            raise ValueError(f"it has {count} blocks <!-- {name} --> ... <!-- /{name} -->, but needs one")
     return text
 
 
 def write_or_check(pages: dict[Path, dict[str, str]], description: str | None) -> None:
-    """The program: fill the blocks of `pages`, or with --check exit by 1 where one is not as it should be."""
+    """Run the program: fill the blocks of `pages`, or with --check exit with status 1 if one of them differs."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
     options = parser.parse_args()
@@ -139,7 +144,7 @@ def write_or_check(pages: dict[Path, dict[str, str]], description: str | None) -
     for path, contents in pages.items():
         if not path.exists():
             names = ", ".join(contents)
-            sys.exit(f"{path} is missing: write it, with the blocks {names} as docs/methods/sam.md has them")
+            sys.exit(f"{path} is missing: write it with the blocks {names}, as in docs/methods/sam.md")
         before = path.read_text(encoding="utf-8")
         try:
             after = filled(before, contents)

@@ -1,7 +1,7 @@
 """
 sam_hf: Sharpness-Aware Minimization (SAM, arXiv 2010.01412) as a drop-in for the Hugging Face `Trainer`.
 
-Not Segment Anything, which transformers also calls SAM.
+This is not Segment Anything, which is also called SAM in transformers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0.dev0"
 
-# Public name -> module. Imported on first use: `import sam_hf` alone loads neither torch nor transformers.
+# Public name -> module. A module is imported on first use, so `import sam_hf` loads neither torch nor transformers.
 _PUBLIC = {
     "SAMMixin": "trainer.mixin",
     "SAMTrainer": "trainer.mixin",

@@ -1,6 +1,6 @@
-"""Finetune a pretrained checkpoint on text with Sharpness-Aware Minimization. The program is `sam_hf.recipes`'s."""
+"""Run the recipe `sam_hf.recipes.finetune_text`: finetune on text with Sharpness-Aware Minimization."""
 
-from sam_hf.command_line.parsing import run
+from sam_hf.command_line import run
 from sam_hf.recipes.finetune_text import main
 
 if __name__ == "__main__":

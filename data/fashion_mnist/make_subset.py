@@ -3,8 +3,8 @@ Makes the parquet files of this folder from the official Fashion-MNIST IDX files
 
     python data/fashion_mnist/make_subset.py --source DIR
 
-`DIR` holds `train-images-idx3-ubyte.gz` and its three companions, as https://github.com/zalandoresearch/fashion-mnist
-and Debian's package `dataset-fashion-mnist` provide them. The same seed gives the same images in the same order.
+`DIR` holds `train-images-idx3-ubyte.gz` and the three other files of https://github.com/zalandoresearch/fashion-mnist
+or of Debian's package `dataset-fashion-mnist`. The same seed gives the same images in the same order.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CLASSES = [
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """An IDX file of unsigned bytes: two zeros, the type 8, the number of dimensions, big-endian sizes, the data."""
+    """Read an IDX file of bytes: two zeros, the type 8, the number of dimensions, big-endian sizes, the data."""
     content = gzip.decompress(path.read_bytes())
     zero, kind, dimensions = struct.unpack(">HBB", content[:4])
     if zero != 0 or kind != 8:
@@ -43,7 +43,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def balanced_subset(labels: np.ndarray, per_class: int, rng: np.random.Generator) -> np.ndarray:
-    """Positions of `per_class` examples of every class, in random order."""
+    """Return the positions of `per_class` examples of every class, in random order."""
     chosen = [rng.choice(np.flatnonzero(labels == label), per_class, replace=False) for label in range(len(CLASSES))]
     return rng.permutation(np.concatenate(chosen))
 
@@ -63,7 +63,7 @@ def make_split(source: Path, prefix: str, per_class: int, rng: np.random.Generat
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the Fashion-MNIST subset of this folder.")
-    parser.add_argument("--source", type=Path, required=True, help="folder of the four official *.gz files")
+    parser.add_argument("--source", type=Path, required=True, help="folder with the four official *.gz files")
     parser.add_argument("--target", type=Path, default=Path(__file__).parent, help="default: this script's folder")
     parser.add_argument("--train_per_class", type=int, default=400)
     parser.add_argument("--test_per_class", type=int, default=200)

@@ -1,6 +1,6 @@
 """
-The parser of dataclasses: its help fits a person (this package's options and the common ones of Trainer, in titled
-groups), and it takes lists where `HfArgumentParser` takes one word of them.
+The parser of dataclasses. In addition to what `HfArgumentParser` does, it takes defaults from a YAML file, it takes
+lists where `HfArgumentParser` takes only one word, and its help shows a selection of the options in titled groups.
 """
 
 from __future__ import annotations
@@ -8,17 +8,20 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any, get_args, get_type_hints
 
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..arguments.fields import SAMArguments
 from ..errors import UsageError
-from ..inputs.options import ModelArguments
+from . import PlainParser
+from .config import read_yaml
 
-# What people set in finetuning runs, of the hundred and more that TrainingArguments has
+# The options that people set in finetuning runs. TrainingArguments has more than a hundred others.
 _COMMON = (
     "output_dir do_train do_eval do_predict num_train_epochs max_steps per_device_train_batch_size "
     "per_device_eval_batch_size gradient_accumulation_steps learning_rate lr_scheduler_type warmup_steps "
@@ -30,7 +33,7 @@ _COMMON = (
 
 
 class WordOrList(argparse.Action):
-    """Of an option that is a `str | list[str]`: one word is that word; several are a list, and so is one in JSON."""
+    """The action of an option that is a `str | list[str]`: it takes one word, several words, or a list in JSON."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         setattr(namespace, self.dest, values if len(values) > 1 else _decoded(values[0]))
@@ -45,7 +48,7 @@ def _decoded(word: str) -> str | list[str]:
 
 
 class Parser(HfArgumentParser):
-    """[`~transformers.HfArgumentParser`] with `--config`, a readable help and errors as `UsageError`."""
+    """[`~transformers.HfArgumentParser`] with `--config`, a readable help, and errors as `UsageError`."""
 
     def __init__(self, dataclass_types: Sequence[Any], **kwargs):
         self._words_or_lists = {
@@ -55,8 +58,10 @@ class Parser(HfArgumentParser):
             if {str, list[str]} <= set(get_args(hint))
         }
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
-        self.add_argument("--config", metavar="FILE", help="YAML file of options; options given beside it win.")
-        self.add_argument("--help_all", action="store_true", help="Show every option of TrainingArguments too.")
+        trains = any(issubclass(kind, TrainingArguments) for kind in dataclass_types)
+        help_all = "Show every option of TrainingArguments too." if trains else argparse.SUPPRESS
+        self.add_argument("--config", metavar="FILE", help="YAML file of options; the command line overrides it.")
+        self.add_argument("--help_all", action="store_true", help=help_all)
 
     def add_argument(self, *names, **kwargs):
         if names[0] in self._words_or_lists:
@@ -66,42 +71,81 @@ class Parser(HfArgumentParser):
     def error(self, message):
         raise UsageError(message)
 
-    def format_help(self, everything: bool = False) -> str:
-        sam = {f.name for f in fields(SAMArguments)}
-        model = {f.name for f in fields(ModelArguments)}
-        # Programs other than finetuning group their options themselves
-        own = {f.name: c.help_title for c in self.dataclass_types if hasattr(c, "help_title") for f in fields(c)}
-        trainer = {f.name for f in fields(TrainingArguments)}
-        # What another trainer's arguments add is what that trainer is taken for: always shown
-        special = {
-            f.name
-            for kind in self.dataclass_types
-            if isinstance(kind, type) and issubclass(kind, TrainingArguments)
-            for f in fields(kind)
-        } - trainer
-        groups: dict[str, list[argparse.Action]] = {
-            "Data": [],
-            "Model": [],
-            "Sharpness-Aware Minimization": [],
-            "Training": [],
-            **{title: [] for title in own.values()},
-            "Other": [],
+    def parse(self, argv: Sequence[str] | None) -> tuple[Any, ...]:
+        """Return one instance per dataclass; see [`parse_arguments`]."""
+        config_parser = PlainParser(add_help=False, allow_abbrev=False)
+        config_parser.add_argument("--config", nargs="?", const="")
+        given, rest = config_parser.parse_known_args(argv)
+        if given.config == "":
+            raise UsageError("--config needs the name of a YAML file")
+        if "--help_all" in rest:
+            print(self.format_help(everything=True))
+            sys.exit(0)
+        defaults = {} if given.config is None else self._set_defaults_from(given.config)
+        try:
+            *instances, _, unknown = self.parse_args_into_dataclasses(
+                rest, return_remaining_strings=True, look_for_args_file=False
+            )
+        except (ValueError, TypeError, UsageError) as error:
+            # The dataclasses' messages begin with the field and its value: `sam_rho=-1.0 is not allowed: ...`
+            action = defaults.get(str(error).partition("=")[0])
+            from_config = action and not {word.partition("=")[0] for word in rest}.intersection(action.option_strings)
+            raise UsageError(f"{given.config}: {error}" if from_config else str(error)) from error
+        if unknown:
+            raise UsageError(self._unknown(unknown[0].partition("=")[0], list(self._option_string_actions)))
+        return tuple(instances)
+
+    def _set_defaults_from(self, path: str) -> dict[str, argparse.Action]:
+        """Make the values of the YAML file at `path` defaults, and return the actions that they belong to."""
+        actions = {
+            name: action
+            for name, action in self._option_string_actions.items()
+            if action.nargs != 0 and name != "--config"
         }
+        changed = {}
+        for key, value in read_yaml(path).items():
+            action = actions.get(f"--{key}")
+            if action is None:
+                raise UsageError(f"{path}: {self._unknown(str(key), list(actions))}")
+            if value is None or (value == [] and not isinstance(action, WordOrList)):
+                continue
+            if isinstance(value, list) and len(value) > 1 and action.nargs in (None, "?"):
+                raise UsageError(f"{path}: {key} takes one value: {json.dumps(value)} holds {len(value)}")
+            try:
+                default = self._converted(action, value)
+            except argparse.ArgumentError as error:
+                raise UsageError(f"{path}: {key}: {error.message}") from error
+            action.required = False
+            self.set_defaults(**{action.dest: default})
+            changed[action.dest] = action
+        return changed
+
+    def _converted(self, action: argparse.Action, value: Any) -> Any:
+        """Return `value` as argparse would read it from the command line. argparse does not check defaults."""
+        words = [
+            json.dumps(entry, default=str) if isinstance(entry, dict) else str(entry)
+            for entry in (value if isinstance(value, list) else [value])
+        ]
+        entries = [self._get_value(action, word) for word in words]
+        for entry in entries:
+            self._check_value(action, entry)
+        if isinstance(action, WordOrList):
+            return entries if isinstance(value, list) else _decoded(entries[0])
+        return entries if action.nargs == "+" else entries[0]
+
+    @staticmethod
+    def _unknown(name: str, known: Sequence[str]) -> str:
+        close = get_close_matches("--" + name.lstrip("-"), known, n=1)
+        return f"unknown option {name}" + (f": did you mean {close[0].lstrip('-')}?" if close else ": see --help")
+
+    def format_help(self, everything: bool = False) -> str:
+        titles = self._titles(everything)
+        groups: dict[str, list[argparse.Action]] = {title: [] for title in [*titles.values(), "Other"]}
         for action in self._actions:
-            name = action.dest
-            if own:
-                title = own.get(name, "" if name == "help_all" else "Other")
-            elif name in sam:
-                title = "Sharpness-Aware Minimization"
-            elif name in model:
-                title = "Model"
-            elif name in trainer or name in special:
-                title = "Training" if everything or name in special or name in _COMMON else ""
-            else:
-                title = "Other" if name in ("help", "help_all", "config") else "Data"
+            title = titles.get(action.dest, "Other")
             if title and action.option_strings and not action.option_strings[0].startswith("--no_"):
                 shown = copy.copy(action)
-                shown.option_strings = action.option_strings[:1]  # not the same once more with hyphens
+                shown.option_strings = action.option_strings[:1]  # without the second spelling, with hyphens
                 groups[title].append(shown)
         formatter = argparse.ArgumentDefaultsHelpFormatter(self.prog, max_help_position=32, width=110)
         formatter.add_text(f"usage: {self.prog} [--config FILE] [--option value ...]")
@@ -111,3 +155,19 @@ class Parser(HfArgumentParser):
             formatter.add_arguments(actions)
             formatter.end_section()
         return formatter.format_help()
+
+    def _titles(self, everything: bool) -> dict[str, str]:
+        """Return the title that each option stands under, in the order of the titles, and `""` for what is hidden."""
+        sam, trainer = ({f.name for f in fields(kind)} for kind in (SAMArguments, TrainingArguments))
+        titles = {}
+        for kind in self.dataclass_types:
+            for name in sorted((f.name for f in fields(kind)), key=lambda name: name not in sam):
+                if hasattr(kind, "help_title"):
+                    titles[name] = kind.help_title
+                elif name in sam:
+                    titles[name] = "Sharpness-Aware Minimization"
+                else:
+                    # The options that another trainer's arguments add are the reason to use it: always shown
+                    hidden = name in trainer and name not in _COMMON and not everything
+                    titles[name] = "" if hidden else "Training"
+        return titles

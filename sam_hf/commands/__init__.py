@@ -1,1 +1,1 @@
-"""What the command-line programs share."""
+"""The command line `sam-hf`."""

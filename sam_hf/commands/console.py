@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
 
-from ..command_line.parsing import run
+from ..command_line import run
 from ..errors import UsageError
 from ..recipes import RECIPES, recipe_main
 
 
-def _recipe(name: str, argv: list[str]) -> None:
+def recipe(name: str, argv: list[str]) -> None:
     recipe_main(name)(argv)
 
 
@@ -36,64 +36,64 @@ def compare(argv: list[str]) -> None:
 
 
 @contextmanager
-def _to_a_reader() -> Iterator[None]:
-    """What is printed may go to `head`, which closes the pipe when it has enough."""
+def _output_may_be_cut() -> Iterator[None]:
+    """Let the reader of stdout, such as `head`, close the pipe before everything is printed."""
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        # Else Python flushes once more at its exit, and complains
+        # Otherwise Python flushes again when it exits, and prints an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 
-@_to_a_reader()
+@_output_may_be_cut()
 def completion(argv: list[str]) -> None:
-    from .completion import main
+    from .completion import print_script
 
-    main(argv)
+    print_script(argv, {name: summary for name, (summary, _) in COMMANDS.items()})
 
 
-@_to_a_reader()
+@_output_may_be_cut()
 def methods(argv: list[str]) -> None:
     """Print the table of methods."""
     from ..arguments.schedules import default_radius
     from ..methods import METHODS
+    from ..reports.page import Table, aligned
 
-    _takes_nothing("methods", argv)
-    rows = [("sam_method", "passes", "default rho", "own parameters", "what it does")]
+    _check_no_options("methods", argv)
+    rows = []
     for name, method in METHODS.items():
-        own = ", ".join(f"{option}={given.default}" for option, given in method.options.items())
-        rows.append((name, method.cost.passes, default_radius(method), own, f"{method.summary} {method.paper}"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print("\npasses: forward and backward over the batch an update; plain training takes 1. k: --sam_ascent_steps.")
+        options = ", ".join(f"{option}={given.default}" for option, given in method.options.items())
+        rows.append([name, method.cost.passes, default_radius(method), options, f"{method.summary} {method.paper}"])
+    print(aligned(Table(["sam_method", "passes", "default rho", "own parameters", "what it does"], rows)))
+    print("\npasses: forward and backward passes over the batch per update; plain training takes 1.")
+    print("k: the value of --sam_ascent_steps.")
 
 
-@_to_a_reader()
+@_output_may_be_cut()
 def env(argv: list[str]) -> None:
     """Print versions and hardware, for a bug report."""
     from ..reports.environment import OPTIONAL_PACKAGES, PACKAGES, environment
 
-    _takes_nothing("env", argv)
+    _check_no_options("env", argv)
     for name, value in environment(PACKAGES + OPTIONAL_PACKAGES).items():
         print(f"- {name}: {'none' if value is None else value}")
 
 
-# Name -> what it does, and its program
+# Name -> what the command does, and its program
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
-    **{name: (summary, partial(_recipe, name)) for name, summary in RECIPES.items()},
-    "sharpness": ("Measure the sharpness of a checkpoint, or of two.", sharpness),
+    **{name: (summary, partial(recipe, name)) for name, summary in RECIPES.items()},
+    "sharpness": ("Measure the sharpness of one checkpoint or of two.", sharpness),
     "compare": ("Compare methods on your own data, over seeds and label noise.", compare),
-    "completion": ("Print a script with which the shell completes what you type.", completion),
+    "completion": ("Print a script that lets the shell complete what you type.", completion),
     "methods": ("Print the table of methods.", methods),
     "env": ("Print versions and hardware, for a bug report.", env),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Exit status: 0 done; 2 wrong use, one line on stderr; 1 anything else."""
+    """Run a command. The exit status is 0 if it is done, 2 for wrong use (one line on stderr), 1 for other errors."""
     words = list(sys.argv[1:] if argv is None else argv)
     run(lambda: _dispatch(words))
 
@@ -107,29 +107,32 @@ def _dispatch(words: list[str]) -> None:
 
         print(f"sam-hf {__version__}")
         return
-    name, *rest = words
+    name, *options = words
     if name not in COMMANDS:
         close = get_close_matches(name, COMMANDS, n=1)
         raise UsageError(
             f"unknown command {name}: " + (f"did you mean {close[0]}?" if close else f"one of {', '.join(COMMANDS)}")
         )
-    sys.argv[0] = f"sam-hf {name}"  # what the usage line of --help says
-    COMMANDS[name][1](rest)
+    sys.argv[0] = f"sam-hf {name}"  # the usage line of --help shows it
+    COMMANDS[name][1](options)
 
 
 def _help() -> str:
     width = max(map(len, COMMANDS))
-    lines = [
-        "usage: sam-hf COMMAND [--option value ...]",
-        "",
-        "Sharpness-Aware Minimization for Hugging Face's Trainer.",
-    ]
-    lines += ["", "Commands (sam-hf COMMAND --help for its options):"]
-    lines += [f"  {name:<{width}}  {summary}" for name, (summary, _) in COMMANDS.items()]
-    return "\n".join(lines)
+    commands = [f"  {name:<{width}}  {summary}" for name, (summary, _) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: sam-hf COMMAND [--option value ...]",
+            "",
+            "Sharpness-Aware Minimization for Hugging Face's Trainer.",
+            "",
+            "Commands (sam-hf COMMAND --help shows the options of one):",
+            *commands,
+        ]
+    )
 
 
-def _takes_nothing(name: str, argv: list[str]) -> None:
+def _check_no_options(name: str, argv: list[str]) -> None:
     if any(word in ("-h", "--help") for word in argv):
         print(f"usage: sam-hf {name}\n\n{COMMANDS[name][0]}")
         sys.exit(0)

@@ -1,4 +1,6 @@
 """
-Methods compared on a user's own data: `plan` turns a YAML into runs, `pool` and `worker` carry them out, `search`
-chooses what a grid leaves open, `statistics` and `table` say what came out.
+Comparing methods on a user's own data.
+
+`read` and `plan` turn a YAML file into runs, `pool` and `worker` execute them, and `records` keeps what they measured.
+`search` chooses among the values of a grid. `summary`, `statistics`, `table` and `report` present the result.
 """

@@ -1,11 +1,11 @@
-"""Pictures of a comparison: numbers in, matplotlib Axes out, in the look of [`sam_hf.plots.draw`](../plotting.py)."""
+"""Pictures of a comparison. The functions take numbers and return matplotlib Axes, in the style of `sam_hf.plots`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..plots.data import shown
+from ..plots.data import legend_names
 from ..plots.style import COLORS, COLUMN, LABEL, MARKERS, TICK, dress, look
 from .statistics import CONFIDENCE
 
@@ -17,37 +17,27 @@ if TYPE_CHECKING:
 
 def draw_against_noise(samples: Mapping[str, Mapping[float, Sample]], *, metric: str, factor: float = 1.0) -> Axes:
     """
-    Mean and standard deviation over seeds against the share of wrong labels, a line a variant.
+    Draw mean and standard deviation over seeds against the share of wrong labels, with one line per variant.
 
     Args:
-        samples (`Mapping[str, Mapping[float, Sample]]`): by variant and noise rate.
-        metric (`str`): what the y axis says.
-        factor (`float`, *optional*, defaults to `1.0`): of values, `100` for percent.
+        samples (`Mapping[str, Mapping[float, Sample]]`): the results by variant and noise rate.
+        metric (`str`): label of the y axis.
+        factor (`float`, *optional*, defaults to `1.0`): what values are multiplied by, `100` for percent.
     """
     figure = _figure(1.6 * COLUMN, 3.2 + 0.2 * -(-len(samples) // 3))
     ax = figure.add_subplot()
     rates = sorted({rate for by_rate in samples.values() for rate in by_rate})
-    names = shown(samples)
-    handles = []
+    names = legend_names(samples)
+    handles = {}
     for index, (name, by_rate) in enumerate(samples.items()):
-        # Side by side, or error bars of many variants hide each other
+        # Variants stand side by side, so that their error bars do not hide each other
         shift = 0.4 * (index - (len(samples) - 1) / 2) / max(len(samples), 2)
-        points = [(rates.index(r) + shift, s) for r, s in sorted(by_rate.items()) if s.mean is not None]
+        points = [(rates.index(r) + shift, sample) for r, sample in sorted(by_rate.items()) if sample.mean is not None]
         if points:
-            handles.append(
-                ax.errorbar(
-                    [x for x, _ in points],
-                    [factor * s.mean for _, s in points if s.mean is not None],
-                    yerr=[factor * (s.deviation or 0.0) for _, s in points],
-                    label=names[name],
-                    capsize=2,
-                    elinewidth=0.8,
-                    **_look(index),
-                )
-            )
+            handles[names[name]] = _points(ax, points, factor, _look(index))
     ax.set_xticks(range(len(rates)), [f"{rate:.0%}" for rate in rates])
     dress(ax, "label noise in training", metric)
-    _legend(figure, {handle.get_label(): handle for handle in handles})
+    _legend(figure, handles)
     return ax
 
 
@@ -55,17 +45,17 @@ def draw_differences(
     panels: Mapping[str, Mapping[str, Mapping[str, Difference]]], *, xlabel: str, factor: float = 1.0
 ) -> Axes:
     """
-    A forest plot: paired differences and their 95% confidence intervals around a line at 0.
+    Draw a forest plot: paired differences and their 95% confidence intervals around a line at 0.
 
     Args:
         panels (`Mapping[str, Mapping[str, Mapping[str, Difference]]]`):
-            By heading (a panel), variant (a row) and opponent (colour and marker).
-        xlabel (`str`): what the difference is.
-        factor (`float`, *optional*, defaults to `1.0`): of values.
+            The differences by heading (one panel each), variant (one row each) and opponent (colour and marker).
+        xlabel (`str`): label of the x axis.
+        factor (`float`, *optional*, defaults to `1.0`): what values are multiplied by.
     """
     variants = list(dict.fromkeys(name for panel in panels.values() for name in panel))
     opponents = list(dict.fromkeys(o for panel in panels.values() for row in panel.values() for o in row))
-    names = shown(variants)
+    names = legend_names(variants)
     figure = _figure(1.3 + 1.9 * len(panels), 1.1 + 0.3 * len(variants))
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     handles: dict[str, Any] = {}
@@ -81,14 +71,12 @@ def draw_differences(
     axes[0].set_yticks(range(len(variants)), [names[name] for name in variants])
     axes[0].set_ylim(len(variants) - 0.4, -0.6)
     figure.supxlabel(xlabel, fontsize=LABEL)
-    figure.legend(
-        list(handles.values()), list(handles), loc="outside upper center", ncols=2, fontsize=TICK, frameon=False
-    )
+    _legend(figure, handles, "outside upper center", columns=2)
     return axes[0]
 
 
 def _interval(ax: Axes, y: float, difference: Difference, factor: float, style: dict[str, Any]) -> Any:
-    """Filled where it is significant after adjustment."""
+    """Draw a difference with its interval. The marker is filled if the difference is significant after adjustment."""
     mean = factor * difference.mean
     error = None
     if difference.low is not None and difference.high is not None:
@@ -102,18 +90,18 @@ def draw_against_compute(
     panels: Mapping[str, Mapping[str, tuple[float, Sample]]], *, metric: str, unit: str, factor: float = 1.0
 ) -> Axes:
     """
-    Mean and standard deviation against what training cost, a panel a noise rate.
+    Draw mean and standard deviation against the compute of training, with one panel per noise rate.
 
     Args:
-        panels (`Mapping[str, Mapping[str, tuple[float, Sample]]]`): by heading and variant, compute and result.
-        metric (`str`): what the y axis says.
-        unit (`str`): what compute is counted in.
-        factor (`float`, *optional*, defaults to `1.0`): of values.
+        panels (`Mapping[str, Mapping[str, tuple[float, Sample]]]`): compute and result by heading and variant.
+        metric (`str`): label of the y axis.
+        unit (`str`): the unit of compute, label of the x axis.
+        factor (`float`, *optional*, defaults to `1.0`): what values are multiplied by.
     """
     columns = min(len(panels), 3)
     lines = -(-len(panels) // columns)
     variants = list(dict.fromkeys(name for panel in panels.values() for name in panel))
-    names = shown(variants)
+    names = legend_names(variants)
     costs = [compute for panel in panels.values() for compute, _ in panel.values()]
     width = (max(costs) - min(costs)) or max(costs)
     figure = _figure(0.6 + 2.4 * columns, 0.6 + 2.2 * lines + 0.2 * -(-len(variants) // 3))
@@ -122,12 +110,11 @@ def draw_against_compute(
     for ax, (heading, panel) in zip(axes.flat, panels.items(), strict=False):
         for name, (compute, sample) in panel.items():
             index = variants.index(name)
-            equal = [other for other, (cost, _) in panel.items() if cost == compute]  # these stand side by side
+            equal = [other for other, (cost, _) in panel.items() if cost == compute]  # drawn side by side
             x = compute + 0.02 * width * (equal.index(name) - (len(equal) - 1) / 2)
             if sample.mean is not None:
                 style = {**_look(index), "linestyle": "none", "markersize": 4.5}
-                error = factor * (sample.deviation or 0.0)
-                handles[name] = ax.errorbar(x, factor * sample.mean, yerr=error, elinewidth=0.8, capsize=2, **style)
+                handles[name] = _points(ax, [(x, sample)], factor, style)
         ax.set_xlim(min(costs) - 0.13 * width, max(costs) + 0.13 * width)
         ax.set_title(heading, fontsize=LABEL)
         dress(ax, unit, "")
@@ -138,20 +125,24 @@ def draw_against_compute(
     return axes[0][0]
 
 
-def _legend(figure: Any, handles: Mapping[str, Any]) -> None:
-    """Below the panels: there may be many variants."""
-    figure.legend(
-        list(handles.values()), list(handles), loc="outside lower center", ncols=3, fontsize=TICK, frameon=False
-    )
+def _points(ax: Axes, points: Sequence[tuple[float, Sample]], factor: float, style: dict[str, Any]) -> Any:
+    """Draw means with their standard deviations, if any."""
+    means = [factor * (sample.mean or 0.0) for _, sample in points]
+    deviations = [factor * (sample.deviation or 0.0) for _, sample in points]
+    return ax.errorbar([x for x, _ in points], means, yerr=deviations, capsize=2, elinewidth=0.8, **style)
+
+
+def _legend(figure: Any, handles: Mapping[str, Any], loc: str = "outside lower center", columns: int = 3) -> None:
+    figure.legend(list(handles.values()), list(handles), loc=loc, ncols=columns, fontsize=TICK, frameon=False)
 
 
 def _look(index: int) -> dict[str, Any]:
-    """`look`, with the markers moved on where the colours begin again."""
+    """Return `look`, with other markers each time that the colours begin again."""
     return {**look(index), "marker": MARKERS[(index + 3 * (index // len(COLORS))) % len(MARKERS)]}
 
 
 def _figure(width: float, height: float) -> Any:
-    # Through plotting, which says what to install where matplotlib is missing
+    # From `plots`, which says what to install if matplotlib is missing
     from ..plots.draw import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

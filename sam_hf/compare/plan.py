@@ -1,4 +1,4 @@
-"""From a YAML to the runs it asks for."""
+"""The runs of a comparison."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import itertools
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..errors import UsageError
 
-# What the comparison sets itself in every run
-_OWN = {
+# Options that the comparison sets in every run
+_FIXED = {
     "do_train": True,
     "do_eval": True,
     "do_predict": False,
@@ -26,17 +26,18 @@ _OWN = {
     "load_best_model_at_end": False,
     "overwrite_output_dir": True,
 }
-# Where each of these belongs instead
-_ELSEWHERE = {
+# Options that are not given per variant, and where they are given instead
+_GIVEN_IN = {
     "seed": "seeds",
     "data_seed": "seeds",
     "label_noise": "label_noise",
     "validation_split_percentage": "select",
     "output_dir": "--output_dir",
     "save_final_model": "--keep_models",
-    **dict.fromkeys(_OWN, "no place: the comparison sets it"),
+    **dict.fromkeys(_FIXED, "no place: the comparison sets it"),
 }
 _TEST_SET = ("validation_file", "validation_dir", "test_file", "test_dir")
+Choices = Mapping[tuple[str, float], Mapping[str, Any]]  # by variant and noise rate
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,10 @@ class Run:
 
     Attributes:
         recipe: `"text"` or `"image"`.
-        variant: name under which its result is reported.
-        purpose: `"final"`, measured on the recipe's validation set, or `"select"`, on examples cut off from training.
-        label_noise, seed: as in the recipe.
-        options: everything the recipe is given but for where it writes.
+        variant: name under which the result is reported.
+        purpose: `"final"`, evaluated on the recipe's validation set, or `"select"`, on examples cut off from training.
+        label_noise, seed: options of the recipe.
+        options: all options of the recipe, except where it writes.
     """
 
     recipe: str
@@ -61,13 +62,13 @@ class Run:
 
     @property
     def key(self) -> str:
-        """What the result depends on, as 12 hexadecimal digits: runs with the same key are the same run."""
+        """A hash of all that the result depends on, 12 hexadecimal digits. Runs with the same key are the same run."""
         content = json.dumps([self.recipe, _canonical(dict(self.options))], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     @property
     def name(self) -> str:
-        """Readable, and unique by its end, the key."""
+        """A readable name. It ends with the key, which makes it unique."""
         variant = re.sub(r"[^A-Za-z0-9.]+", "-", self.variant).strip("-") or "variant"
         return f"{variant}_{self.purpose}_noise{self.label_noise:g}_seed{self.seed}_{self.key}"
 
@@ -78,9 +79,9 @@ class Variant:
     A named way to train.
 
     Attributes:
-        options: of the recipe, without those of the grid.
-        grid: the choices left open, each a dict of options; one empty dict where there are none.
-        made: it was not written by the user, but made to train the baseline at another variant's compute.
+        options: options of the recipe, without those of the grid.
+        grid: the choices to search among, each a dict of options; one empty dict if there is nothing to choose.
+        made: the variant is not the user's; it was added to train the baseline with another variant's compute.
     """
 
     name: str
@@ -91,7 +92,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Selection:
-    """How grids are decided: on this share of the training examples, with seeds of their own."""
+    """How the search evaluates: on this share of the training examples, with its own seeds."""
 
     percentage: int
     seeds: tuple[int, ...]
@@ -103,11 +104,11 @@ class Plan:
     A comparison.
 
     Attributes:
-        metric: what is compared, as evaluation names it.
-        greater_is_better: whether more of it is better.
-        twins: for a variant, one entry a choice of its grid: the variant that trains the baseline with the same
-            compute, or `None` where nothing is to be compared so.
-        compute: likewise, passes over an epoch's examples that training takes: epochs × passes an update.
+        metric: the metric to compare, as evaluation names it.
+        greater_is_better: whether greater values of the metric are better.
+        twins: for each variant, one entry per choice of its grid: the variant that trains the baseline with the same
+            compute, or `None` if there is no such comparison.
+        compute: for each variant, one entry per choice: epochs (or updates) × passes per update.
     """
 
     recipe: str
@@ -125,19 +126,19 @@ class Plan:
         return self.twins[variant][self.variants[variant].grid.index(choice)]
 
     def final_run(self, variant: str, choice: Mapping[str, Any], noise: float, seed: int) -> Run:
-        options = {**self.variants[variant].options, **choice, **_OWN, "label_noise": noise, "seed": seed}
+        options = {**self.variants[variant].options, **choice, **_FIXED, "label_noise": noise, "seed": seed}
         return Run(self.recipe, variant, "final", noise, seed, options)
 
     def selection_run(self, variant: str, choice: Mapping[str, Any], noise: float, seed: int) -> Run:
         assert self.select is not None
-        given = {**self.variants[variant].options, **choice}
-        # The test set is not even named: no mistake of a recipe's can look at it
-        options = {key: value for key, value in given.items() if key not in _TEST_SET}
-        options |= {**_OWN, "label_noise": noise, "seed": seed, "validation_split_percentage": self.select.percentage}
-        return Run(self.recipe, variant, "select", noise, seed, options)
+        run = self.final_run(variant, choice, noise, seed)
+        # The test set is not even named, so that no mistake in a recipe can read it
+        options = {key: value for key, value in run.options.items() if key not in _TEST_SET}
+        options["validation_split_percentage"] = self.select.percentage
+        return replace(run, purpose="select", options=options)
 
     def selection_runs(self) -> list[Run]:
-        """The whole search, in an order that finishes one seed after the other."""
+        """Return all runs of the search, one seed after the other."""
         if self.select is None:
             return []
         return [
@@ -149,48 +150,51 @@ class Plan:
             for choice in variant.grid
         ]
 
-    def final_runs(self, choices: Mapping[tuple[str, float], Mapping[str, Any]]) -> list[Run]:
-        """The runs to report whose choices are known: `choices` maps variant and noise rate to one."""
-        return [
-            self.final_run(variant.name, choice, noise, seed)
-            for seed in self.seeds
+    def known_choices(self, chosen: Choices) -> Choices:
+        """Return what the search has chosen, and the only choice of each variant that has no more than one."""
+        return {
+            (variant.name, noise): choice
             for noise in self.label_noise
             for variant in self.variants.values()
-            if (choice := choices.get((variant.name, noise), variant.grid[0] if len(variant.grid) == 1 else None))
-            is not None
-        ]
+            for choice in (variant.grid if len(variant.grid) == 1 else [chosen.get((variant.name, noise))])
+            if choice is not None
+        }
+
+    def final_runs(self, chosen: Choices) -> list[Run]:
+        """Return the runs to report whose choices are known."""
+        known = self.known_choices(chosen).items()
+        return [self.final_run(name, choice, noise, seed) for seed in self.seeds for (name, noise), choice in known]
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def describe(choice: Mapping[str, Any]) -> str:
-    """`sam_rho=0.01, learning_rate=0.0001`."""
+    """Return a choice as text, such as `sam_rho=0.01, learning_rate=0.0001`."""
     return ", ".join(f"{key}={value}" for key, value in choice.items())
 
 
-def choices_of(options: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[dict[str, Any], ...]]:
-    """What is fixed, and every combination of what is not: an option with a list of values is open."""
+def split_grid(options: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[dict[str, Any], ...]]:
+    """Return the options with a single value, and all combinations of those with a list of values."""
     fixed = {key: value for key, value in options.items() if not isinstance(value, list)}
-    open_options = {key: value for key, value in options.items() if isinstance(value, list)}
-    combinations = itertools.product(*open_options.values())
-    return fixed, tuple(dict(zip(open_options, values, strict=True)) for values in combinations)
+    lists = {key: value for key, value in options.items() if isinstance(value, list)}
+    return fixed, tuple(dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values()))
 
 
-def refuse_own_options(options: Mapping[str, Any], where: str) -> None:
-    """Options that belong to the comparison as a whole."""
+def refuse_shared_options(options: Mapping[str, Any], where: str) -> None:
+    """Raise `UsageError` if `options` holds options that are given for the whole comparison."""
     for key in options:
-        if key in _ELSEWHERE:
-            raise UsageError(f"{where}: {key} belongs in {_ELSEWHERE[key]}")
+        if key in _GIVEN_IN:
+            raise UsageError(f"{where}: {key} belongs in {_GIVEN_IN[key]}")
 
 
-def without_own_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration of the recipe's, made for a single run, without what a comparison sets."""
-    return {key: value for key, value in options.items() if key not in _ELSEWHERE}
+def without_shared_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a recipe's configuration without those that are given for the whole comparison."""
+    return {key: value for key, value in options.items() if key not in _GIVEN_IN}
 
 
 def _canonical(value: Any) -> Any:
-    """`1`, `1.0` and `True` as YAML may hold them: numbers that are equal are the same option."""
+    """Make equal options equal as JSON: `1` and `1.0` are the same number, and `null` is the same as no option."""
     if isinstance(value, dict):
         return {str(key): _canonical(entry) for key, entry in value.items() if entry is not None}
     if isinstance(value, list):

@@ -1,9 +1,10 @@
-"""Runs over several worker processes, each of them resumable by its record."""
+"""A pool of worker processes that execute runs."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
@@ -11,19 +12,19 @@ from typing import Any
 
 from .plan import Run
 from .records import FAILED
-from .worker import WorkerSettings, work
+from .worker import WorkerSettings, serve_runs
 
 
 class Pool:
     """
-    Workers that live as long as there are runs for them; one that dies is replaced, and its run has failed.
+    Worker processes that live as long as there are runs. If one dies, its run has failed and it is replaced.
 
-    `concurrent.futures` would not tell which run a dead process had, and give up all others.
+    `concurrent.futures` does not tell which run a dead process had, and then fails all the others too.
 
     Args:
-        jobs (`int`): workers at a time.
-        settings (`WorkerSettings`): the first worker's.
-        devices (`Sequence[str]`): CUDA devices to share out, empty where there is but one or none.
+        jobs (`int`): number of workers.
+        settings (`WorkerSettings`): settings of the first worker.
+        devices (`Sequence[str]`): CUDA devices to share out among the workers, empty if there are fewer than two.
     """
 
     def __init__(self, jobs: int, settings: WorkerSettings, devices: Sequence[str] = ()):
@@ -32,7 +33,7 @@ class Pool:
         self.devices = devices
         self._context = multiprocessing.get_context("spawn")
         self._workers: dict[Connection, Any] = {}
-        self._numbers = 0
+        self._started = 0
 
     def __enter__(self) -> Pool:
         return self
@@ -41,51 +42,47 @@ class Pool:
         for connection in self._workers:
             connection.close()
         for process in self._workers.values():
-            # Idle ones end by themselves, busy ones only after their run, which an error or Ctrl-C does not wait for
+            # Idle workers end by themselves. Busy ones end after their run, which takes too long after an error
             process.join(20 if kind is None else 2)
             if process.is_alive():
                 process.kill()
                 process.join()
 
-    def carry_out(self, runs: Sequence[Run], done: Callable[[Run, dict[str, Any]], None]) -> None:
-        """Call `done` with every run and the content of its record, as they come to their end."""
-        waiting = list(reversed(runs))
+    def run_all(self, runs: Sequence[Run], done: Callable[[Run, dict[str, Any]], None]) -> None:
+        """Execute all runs, and call `done` with each run and the content of its record as soon as it ends."""
+        waiting = deque(runs)
         busy: dict[Connection, Run] = {}
-        idle = list(self._workers)
         while waiting or busy:
-            while waiting and (idle or len(self._workers) < self.jobs):
-                connection = idle.pop() if idle else self._start()
-                run = waiting.pop()
+            while waiting and len(busy) < self.jobs:
+                connection = next((c for c in self._workers if c not in busy), None) or self._start()
                 try:
-                    connection.send(run)
+                    connection.send(waiting[0])
                 except (BrokenPipeError, ConnectionResetError):
-                    self._bury(connection)
-                    waiting.append(run)  # it never began
-                    continue
-                busy[connection] = run
+                    self._remove(connection)  # the run has not begun
+                else:
+                    busy[connection] = waiting.popleft()
             for ready in wait(list(busy)):
                 assert isinstance(ready, Connection)
                 run = busy.pop(ready)
                 try:
                     content = ready.recv()
-                    idle.append(ready)
                 except (EOFError, ConnectionResetError):
-                    content = {"status": FAILED, "error": f"its process ended with {self._bury(ready)}"}
+                    content = {"status": FAILED, "error": f"its process ended with {self._remove(ready)}"}
                 done(run, content)
 
     def _start(self) -> Connection:
-        ours, theirs = self._context.Pipe()
-        number = self._numbers
-        self._numbers += 1
-        device = self.devices[number % len(self.devices)] if self.devices else None
-        settings = replace(self.settings, number=number, device=device)
-        process = self._context.Process(target=work, args=(theirs, settings))
+        connection, end_of_worker = self._context.Pipe()
+        device = self.devices[self._started % len(self.devices)] if self.devices else None
+        settings = replace(self.settings, number=self._started, device=device)
+        self._started += 1
+        process = self._context.Process(target=serve_runs, args=(end_of_worker, settings))
         process.start()
-        theirs.close()
-        self._workers[ours] = process
-        return ours
+        end_of_worker.close()
+        self._workers[connection] = process
+        return connection
 
-    def _bury(self, connection: Connection) -> str:
+    def _remove(self, connection: Connection) -> str:
+        """Forget a worker that died, and return how it ended."""
         process = self._workers.pop(connection)
         connection.close()
         process.join()
@@ -94,7 +91,7 @@ class Pool:
 
 
 def visible_devices() -> list[str]:
-    """The CUDA devices to share out among workers, by the names of `CUDA_VISIBLE_DEVICES`; empty if fewer than two."""
+    """Return the CUDA devices by their names in `CUDA_VISIBLE_DEVICES`, or none if there are fewer than two."""
     import torch
 
     count = torch.cuda.device_count()

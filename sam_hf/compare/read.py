@@ -1,4 +1,4 @@
-"""Reading a comparison's YAML, with every option checked before any compute is spent."""
+"""Reading the YAML file of a comparison. All options are checked before the first run starts."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..command_line.parsing import parse_arguments, read_yaml
+from ..command_line import parse_arguments
+from ..command_line.config import read_yaml
 from ..errors import UsageError
 from ..recipes import RECIPES, recipe_argument_types
-from .compute import with_twins
-from .isolation import own_globals
-from .plan import Plan, Run, Selection, Variant, choices_of, describe, refuse_own_options, without_own_options
+from .compute import with_equal_compute
+from .plan import Plan, Run, Selection, Variant, describe, refuse_shared_options, split_grid, without_shared_options
+from .worker import restored_globals, write_config
 
 _KEYS = "recipe base methods baseline seeds label_noise equal_compute select metric greater_is_better".split()
 
 
 def read_plan(path: str) -> Plan:
     """
-    The plan that the file at `path` describes; docs/compare.md names its keys.
+    Return the plan that the file at `path` describes. docs/compare.md lists its keys.
 
     Raises:
-        UsageError: anything in it that is unknown or that the recipe would refuse.
+        UsageError: the file holds something unknown or something that the recipe would refuse.
     """
     content = read_yaml(path)
     for key in content:
@@ -49,21 +50,21 @@ def read_plan(path: str) -> Plan:
         label_noise=_noise(content.get("label_noise", [0.0]), path),
         select=select,
         metric=metric,
-        greater_is_better=bool(content.get("greater_is_better", not metric.endswith(("loss", "mse", "mae")))),
+        greater_is_better=_greater_is_better(content.get("greater_is_better"), metric, path),
     )
-    return with_twins(plan, content.get("equal_compute"), _parsed(plan), path)
+    return with_equal_compute(plan, _equal_compute(content.get("equal_compute")), _training_arguments, path)
 
 
 def _variants(content: Mapping[str, Any], select: Selection | None, path: str) -> dict[str, Variant]:
     base = _mapping(content.get("base"), f"{path}: base")
     config = base.pop("config", None)
-    refuse_own_options(base, f"{path}: base")
-    base = {**(without_own_options(read_yaml(config)) if config is not None else {}), **base}
+    refuse_shared_options(base, f"{path}: base")
+    base = {**(without_shared_options(read_yaml(config)) if config is not None else {}), **base}
     variants: dict[str, Variant] = {}
     for name, given in _mapping(content.get("methods"), f"{path}: methods").items():
         options = _mapping(given, f"{path}: methods: {name}")
-        refuse_own_options(options, f"{path}: methods: {name}")
-        fixed, grid = choices_of(options)
+        refuse_shared_options(options, f"{path}: methods: {name}")
+        fixed, grid = split_grid(options)
         if not grid:
             raise UsageError(f"{path}: methods: {name}: a list of values must not be empty")
         if select is not None or len(grid) == 1:
@@ -73,35 +74,39 @@ def _variants(content: Mapping[str, Any], select: Selection | None, path: str) -
                 full = f"{name} ({describe(choice)})"
                 variants[full] = Variant(full, {**base, **fixed, **choice})
     if not variants:
-        raise UsageError(f"{path}: methods: there must be one at least")
+        raise UsageError(f"{path}: methods: there must be at least one")
     return variants
 
 
-def _parsed(plan: Plan) -> Any:
-    """A function that gives the recipe's three argument objects for options, or the error the recipe would give."""
-    types = recipe_argument_types(plan.recipe)
-
-    def parse(run: Run) -> tuple[Any, ...]:
-        with tempfile.TemporaryDirectory() as folder:
-            config = write_config(run, Path(folder))
-            try:
-                with own_globals():
-                    return parse_arguments(types, ["--config", str(config)], "")
-            except UsageError as error:
-                message = str(error).replace(f"{config}: ", "")
-                raise UsageError(f"methods: {run.variant}: {message}") from error
-
-    return parse
+def _training_arguments(run: Run) -> Any:
+    """Return the training arguments of a run, or raise the error that the recipe would raise."""
+    with tempfile.TemporaryDirectory() as folder, restored_globals():
+        config = write_config(run, Path(folder))
+        try:
+            return parse_arguments(recipe_argument_types(run.recipe), ["--config", str(config)], "")[-1]
+        except UsageError as error:
+            message = str(error).replace(f"{config}: ", "")
+            raise UsageError(f"methods: {run.variant}: {message}") from error
 
 
-def write_config(run: Run, folder: Path, save_model: bool = False) -> Path:
-    """The recipe's configuration file for `run`, which writes into `folder`."""
-    import yaml
+def _boolean(given: Any) -> bool | None:
+    """Return the boolean that `given` means, if any. The configuration files read yes and no as texts."""
+    return {"true": True, "yes": True, "false": False, "no": False}.get(str(given).lower())
 
-    options = {**run.options, "output_dir": str(folder / "output"), "save_final_model": save_model}
-    file = folder / "config.yaml"
-    file.write_text(yaml.safe_dump(options, allow_unicode=True, sort_keys=False), encoding="utf-8")
-    return file
+
+def _greater_is_better(given: Any, metric: str, path: str) -> bool:
+    if given is None or given == "auto":
+        return not metric.endswith(("loss", "mse", "mae"))
+    value = _boolean(given)
+    if value is None:
+        raise UsageError(f"{path}: greater_is_better={given} is not allowed: it must be true, false or auto")
+    return value
+
+
+def _equal_compute(given: Any) -> str | None:
+    """Return `None` for false, `"auto"` for true, and otherwise the text, which must be auto or a variant's name."""
+    value = _boolean(given)
+    return None if given is None or value is False else "auto" if value else str(given)
 
 
 def _selection(given: Any, seeds: tuple[int, ...], path: str) -> Selection | None:
@@ -118,15 +123,15 @@ def _selection(given: Any, seeds: tuple[int, ...], path: str) -> Selection | Non
         raise UsageError(f"{path}: select: validation_split_percentage={percentage} must be from 1 to 99")
     both = sorted(set(own) & set(seeds))
     if both:
-        raise UsageError(f"{path}: select: seeds: {both[0]} is also among the final seeds: the search needs its own")
+        raise UsageError(f"{path}: select: seeds: {both[0]} is also among the final seeds: give the search others")
     return Selection(percentage, own)
 
 
 def _integers(given: Any, where: str) -> tuple[int, ...]:
     if not isinstance(given, list) or not given or not all(type(seed) is int and seed >= 0 for seed in given):
-        raise UsageError(f"{where}={given} is not allowed: it must be a list of whole numbers from 0 up")
+        raise UsageError(f"{where}={given} is not allowed: it must be a list of whole numbers, none below 0")
     if len(set(given)) < len(given):
-        raise UsageError(f"{where}={given} is not allowed: a seed must not be there twice")
+        raise UsageError(f"{where}={given} is not allowed: a seed must not occur twice")
     return tuple(given)
 
 

@@ -1,4 +1,4 @@
-"""One small JSON a run: the folder of results, which can be copied together from several machines."""
+"""The results of runs, one small JSON file per run. Folders from several machines can be merged by copying."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ FAILED = "failed"
 
 class Records:
     """
-    The records of a folder, found by their runs' keys whatever they are named.
+    The records in a folder. They are found by the keys of their runs, whatever the names of their files are.
 
     Args:
-        folder (`Path`): `OUT/runs`, made if it is not there.
+        folder (`Path`): `OUT/runs`. It is made if it does not exist.
     """
 
     def __init__(self, folder: Path):
@@ -32,21 +32,21 @@ class Records:
                 record = json.loads(file.read_text(encoding="utf-8"))
                 record["key"], record["status"]
             except (ValueError, KeyError, TypeError) as error:
-                raise UsageError(f"{file} is no record of a run: remove it, and the run is done anew") from error
+                raise UsageError(f"{file} is not a record of a run: remove it to run it again") from error
             known = self._by_key.get(record["key"])
-            if known is None or known["status"] != FINISHED:  # of two machines' records the one that has a result
+            if known is None or known["status"] != FINISHED:  # of the records of two machines, the one with a result
                 self._by_key[record["key"]] = record
 
     def get(self, run: Run) -> dict[str, Any] | None:
         return self._by_key.get(run.key)
 
     def finished(self, run: Run) -> dict[str, Any] | None:
-        """The record of `run` if it came to its end, `None` otherwise."""
+        """Return the record of `run` if the run has finished, otherwise `None`."""
         record = self.get(run)
         return record if record is not None and record["status"] == FINISHED else None
 
     def add(self, run: Run, content: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the record of `run`: either the whole file is there or none."""
+        """Write the record of `run`. An incomplete file is never left under the record's name."""
         record = {
             "key": run.key,
             "status": FINISHED,

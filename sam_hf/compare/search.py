@@ -1,10 +1,10 @@
-"""Deciding a grid by examples cut off from training."""
+"""Choosing among the values of a grid, by examples that are cut off from training."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,11 @@ from .records import Records
 @dataclass(frozen=True)
 class Candidate:
     """
-    A choice of a grid, as the search saw it.
+    A choice of a grid with its result in the search.
 
     Attributes:
-        score: mean over seeds of the plan's metric at the last epoch, `None` where a run failed or diverged.
-        scores: by seed, those that there are.
+        score: mean over seeds of the plan's metric at the last epoch; `None` if a run is missing, failed or diverged.
+        scores: the values of the seeds whose runs have finished.
     """
 
     variant: str
@@ -35,23 +35,19 @@ class Candidate:
 
 
 def search_results(plan: Plan, records: Records) -> list[Candidate]:
-    """Every candidate of every variant and noise rate, the best of each marked as chosen once all of them have run."""
+    """Return all candidates. The best of a variant and noise rate is marked as chosen once all of their runs ended."""
     if plan.select is None:
         return []
-    candidates = []
-    for variant in plan.variants.values():
-        if len(variant.grid) > 1:
-            for noise in plan.label_noise:
-                candidates += _of_one_grid(plan, records, variant, noise)
-    return candidates
+    grids = [variant for variant in plan.variants.values() if len(variant.grid) > 1]
+    return [c for variant in grids for noise in plan.label_noise for c in _candidates(plan, records, variant, noise)]
 
 
 def choices(candidates: list[Candidate]) -> dict[tuple[str, float], Mapping[str, Any]]:
-    """The chosen option values, by variant and noise rate."""
+    """Return the chosen options by variant and noise rate."""
     return {(c.variant, c.label_noise): c.choice for c in candidates if c.chosen}
 
 
-def _of_one_grid(plan: Plan, records: Records, variant: Variant, noise: float) -> list[Candidate]:
+def _candidates(plan: Plan, records: Records, variant: Variant, noise: float) -> list[Candidate]:
     assert plan.select is not None
     candidates, complete = [], True
     for choice in variant.grid:
@@ -60,10 +56,11 @@ def _of_one_grid(plan: Plan, records: Records, variant: Variant, noise: float) -
         scores = tuple(
             record["evaluations"][-1].get(plan.metric, math.nan) for run in runs if (record := records.finished(run))
         )
-        whole = len(scores) == len(runs) and all(map(math.isfinite, scores))
-        candidates.append(Candidate(variant.name, noise, choice, float(np.mean(scores)) if whole else None, scores))
-    sign = 1 if plan.greater_is_better else -1
-    scored = [c for c in candidates if c.score is not None]
-    # Of equals the one that the YAML names first
-    best = max(scored, key=lambda c: sign * c.score, default=None) if complete else None  # type: ignore[operator]
-    return [Candidate(**{**vars(c), "chosen": c is best}) for c in candidates]
+        mean = float(np.mean(scores)) if len(scores) == len(runs) and all(map(math.isfinite, scores)) else None
+        candidates.append(Candidate(variant.name, noise, choice, mean, scores))
+    scored = {i: c.score for i, c in enumerate(candidates) if c.score is not None}
+    if complete and scored:
+        # Of candidates with equal scores, the first in the YAML file
+        best = (max if plan.greater_is_better else min)(scored, key=lambda i: scored[i])
+        candidates[best] = replace(candidates[best], chosen=True)
+    return candidates

@@ -1,8 +1,7 @@
-"""Means, paired differences with their intervals, and what may be concluded from them. Plain numbers in and out."""
+"""Means, paired differences with their confidence intervals, and what may be concluded from them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,9 +12,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Sample:
-    """
-    Mean and standard deviation (divisor n − 1) of n values; `None` where n leaves them undefined.
-    """
+    """The mean and standard deviation (divisor n − 1) of n values; `None` if n is too small."""
 
     n: int
     mean: float | None
@@ -33,11 +30,11 @@ class Difference:
     A paired comparison over the seeds that both sides have.
 
     Attributes:
-        n: pairs.
-        mean: of the differences.
-        low, high: their 95% confidence interval by Student's t, `None` where there is none to be had.
-        p: of the two-sided paired t test, `None` likewise.
-        adjusted_p: `p` by Holm's method over the family of comparisons that it is one of.
+        n: number of pairs.
+        mean: mean of the differences.
+        low, high: limits of its 95% confidence interval by Student's t; `None` if there is no interval.
+        p: p-value of the two-sided paired t test; `None` if there is no test.
+        adjusted_p: `p` after Holm's adjustment for the family of comparisons that this one belongs to.
     """
 
     n: int
@@ -50,10 +47,10 @@ class Difference:
 
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
     """
-    `values` − `baseline` over their common seeds, `None` without one.
+    Return `values` − `baseline` over their common seeds, `None` if there are none.
 
-    Where all differences are equal, as accuracies of few examples can be, the t test knows no error: without a
-    difference p is 1, with one there is neither an interval nor a p.
+    If all differences are equal, which accuracies on few examples can be, the t test has no standard error. Then p is
+    1 if the differences are 0; otherwise there is neither an interval nor a p-value.
     """
     from scipy import stats
 
@@ -65,17 +62,16 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
     mean = float(differences.mean())
     if n == 1:
         return Difference(1, mean, None, None, None)
-    error = float(differences.std(ddof=1)) / math.sqrt(n)
-    # A spread of rounding errors is none: 0.8 − 0.7 and 0.9 − 0.8 differ in the last bit
-    if error <= 1e-12 * float(np.abs(differences).max()):
+    # A spread of rounding errors counts as none: 0.8 − 0.7 and 0.9 − 0.8 differ in the last bit
+    if differences.std(ddof=1) / np.sqrt(n) <= 1e-12 * np.abs(differences).max():
         return Difference(n, mean, 0.0, 0.0, 1.0) if mean == 0 else Difference(n, mean, None, None, None)
-    width = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
-    p = 2 * float(stats.t.sf(abs(mean) / error, n - 1))
-    return Difference(n, mean, mean - width, mean + width, p)
+    test = stats.ttest_1samp(differences, 0)
+    interval = test.confidence_interval(CONFIDENCE)
+    return Difference(n, mean, float(interval.low), float(interval.high), float(test.pvalue))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment: the chance of one false discovery or more among all stays below the level."""
+    """Adjust p-values by Holm's step-down method, so that the chance of any false discovery stays below the level."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(order):
@@ -85,7 +81,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def verdict(difference: Difference | None, greater_is_better: bool) -> str:
-    """What a reader may take away: `better` and `worse` only where it stands after Holm's adjustment."""
+    """Return the conclusion: `better` or `worse` only if the difference is significant after Holm's adjustment."""
     if difference is None:
         return "no common seed"
     if difference.adjusted_p is None:

@@ -1,4 +1,4 @@
-"""The records of a comparison, brought down to one row a variant and noise rate."""
+"""The records of a comparison, summarised in one row per variant and noise rate."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ from .records import Records
 from .search import Candidate, choices
 from .statistics import Difference, Sample, holm, paired_difference, verdict
 
-# Final epoch first: it is what training leaves behind. The best one is chosen on the test set itself, as papers do
+# The final epoch comes first, because it is what training produces. Papers choose the best one on the test set
 MOMENTS = ("final", "best")
+_OPPONENTS = ("against_baseline", "at_equal_compute")
 
 
 @dataclass(frozen=True)
 class Row:
     """
-    A variant at a noise rate.
+    The results of a variant at a noise rate.
 
     Attributes:
-        choice: what the search chose, empty where there was none.
-        seeds: those that have finished; `failed`: those whose run failed.
-        values: by moment (`"final"`, `"best"` epoch) and seed, the plan's metric.
+        choice: what the search chose, empty if there was no search.
+        seeds, failed: the seeds whose runs have finished, and those whose runs failed.
+        values: by moment (`"final"` or `"best"` epoch) and seed, the plan's metric.
         samples: by moment.
-        against_baseline, at_equal_compute: by moment, the paired difference to the baseline as it was written, and
-            to the one that was trained with this variant's compute; `None` where there is no such comparison.
-        twin: the variant of `at_equal_compute`.
-        compute: epochs (or updates) × passes.
-        seconds: median time of training, evaluation included; `time_ratio`: median over seeds of its ratio to the
-            baseline's.
-        memory: median peak, bytes; `memory_kind`: `"cuda"` or `"resident"`.
+        against_baseline, at_equal_compute: by moment, the paired difference from the baseline as it was written, and
+            from the baseline trained with this variant's compute; `None` if there is no such comparison.
+        twin: the other variant of `at_equal_compute`.
+        compute: epochs (or updates) × passes per update.
+        seconds: median time of training, evaluation included.
+        time_ratio: median over seeds of the ratio of this time to the baseline's.
+        memory: median of the peaks, in bytes.
+        memory_kind: `"cuda"` or `"resident"`.
     """
 
     variant: str
@@ -55,7 +57,7 @@ class Row:
 
     def as_json(self, greater_is_better: bool) -> dict[str, Any]:
         content = asdict(self)
-        for name in ("against_baseline", "at_equal_compute"):
+        for name in _OPPONENTS:
             for moment, difference in getattr(self, name).items():
                 if difference is not None:
                     content[name][moment]["verdict"] = verdict(difference, greater_is_better)
@@ -63,56 +65,57 @@ class Row:
 
 
 def summarise(plan: Plan, records: Records, candidates: list[Candidate]) -> list[Row]:
-    """A row for every noise rate and variant that has a finished or failed run, p-values adjusted over all rows."""
-    chosen = choices(candidates)
-    rows: dict[tuple[str, float], Row] = {}
-    found = {
-        (name, noise): _finished(plan, records, name, choice, noise)
-        for noise in plan.label_noise
-        for name, variant in plan.variants.items()
-        if (choice := chosen.get((name, noise), variant.grid[0] if len(variant.grid) == 1 else None)) is not None
-    }
-    for (name, noise), by_seed in found.items():
-        choice = chosen.get((name, noise), {})
-        base = found.get((plan.baseline, noise), {})
-        twin = plan.twin(name, chosen.get((name, noise), plan.variants[name].grid[0]))
-        other = found.get((twin, noise), {}) if twin is not None else {}
-        failed = _failed(plan, records, name, chosen.get((name, noise), plan.variants[name].grid[0]), noise)
-        if by_seed or failed:
-            rows[name, noise] = _row(plan, name, noise, choice, by_seed, failed, base, twin, other)
-    return _adjusted(list(rows.values()))
+    """Return a row for each variant and noise rate that has finished or failed runs, with adjusted p-values."""
+    known = plan.known_choices(choices(candidates))
+    finished: dict[tuple[str, float], dict[int, dict]] = {}
+    failed: dict[tuple[str, float], tuple[int, ...]] = {}
+    for (name, noise), choice in known.items():
+        runs = {seed: plan.final_run(name, choice, noise, seed) for seed in plan.seeds}
+        by_seed = {seed: record for seed, run in runs.items() if (record := records.finished(run)) is not None}
+        finished[name, noise] = by_seed
+        failed[name, noise] = tuple(seed for seed, run in runs.items() if seed not in by_seed and records.get(run))
+    rows = [
+        _row(plan, name, noise, choice, finished, failed[name, noise])
+        for (name, noise), choice in known.items()
+        if finished[name, noise] or failed[name, noise]
+    ]
+    return _adjusted(rows)
 
 
-def _row(plan, name, noise, choice, by_seed, failed, base, twin, other) -> Row:
-    values = {moment: _values(plan, by_seed, moment) for moment in MOMENTS}
-    base_values = {moment: _values(plan, base, moment) for moment in MOMENTS}
-    other_values = {moment: _values(plan, other, moment) for moment in MOMENTS}
-    grid = plan.variants[name].grid
+def _row(
+    plan: Plan,
+    name: str,
+    noise: float,
+    choice: Mapping[str, Any],
+    finished: Mapping[tuple[str, float], dict[int, dict]],
+    failed: tuple[int, ...],
+) -> Row:
+    grid, twin = plan.variants[name].grid, plan.twin(name, choice)
+    by_seed, of_baseline = finished[name, noise], finished.get((plan.baseline, noise), {})
+    values = _values(plan, by_seed)
     seconds = {seed: record["train"]["train_runtime"] for seed, record in by_seed.items()}
-    ratios = [s / base[seed]["train"]["train_runtime"] for seed, s in seconds.items() if seed in base]
+    ratios = [s / of_baseline[seed]["train"]["train_runtime"] for seed, s in seconds.items() if seed in of_baseline]
     memory = [record["memory"] for record in by_seed.values() if record["memory"] is not None]
-    is_baseline = name == plan.baseline
+
+    def differences(opponent: str | None) -> dict[str, Difference | None]:
+        if opponent is None or opponent == name:
+            return dict.fromkeys(MOMENTS)
+        others = _values(plan, finished.get((opponent, noise), {}))
+        return {moment: paired_difference(values[moment], others[moment]) for moment in MOMENTS}
+
     return Row(
         variant=name,
         label_noise=noise,
-        choice=choice,
+        choice=choice if len(grid) > 1 else {},
         seeds=tuple(sorted(by_seed)),
         failed=failed,
         values=values,
         samples={moment: Sample.of(list(values[moment].values())) for moment in MOMENTS},
-        against_baseline={
-            moment: None if is_baseline else paired_difference(values[moment], base_values[moment])
-            for moment in MOMENTS
-        },
-        at_equal_compute={
-            # Where the twin is the baseline itself, this is the comparison just made, and counts once
-            moment: None
-            if twin is None or twin == plan.baseline
-            else paired_difference(values[moment], other_values[moment])
-            for moment in MOMENTS
-        },
+        against_baseline=differences(plan.baseline),
+        # If the twin is the baseline itself, this is the same comparison, and Holm's method must count it once
+        at_equal_compute=differences(twin if twin != plan.baseline else None),
         twin=twin,
-        compute=plan.compute[name][grid.index(choice) if choice else 0],
+        compute=plan.compute[name][grid.index(choice)],
         seconds=float(np.median(list(seconds.values()))) if seconds else None,
         time_ratio=float(np.median(ratios)) if ratios else None,
         memory=float(np.median([entry["peak"] for entry in memory])) if memory else None,
@@ -120,51 +123,40 @@ def _row(plan, name, noise, choice, by_seed, failed, base, twin, other) -> Row:
     )
 
 
-def _finished(plan: Plan, records: Records, name: str, choice: Mapping[str, Any], noise: float) -> dict[int, dict]:
-    runs = {seed: plan.final_run(name, choice, noise, seed) for seed in plan.seeds}
-    return {seed: record for seed, run in runs.items() if (record := records.finished(run)) is not None}
-
-
-def _failed(plan: Plan, records: Records, name: str, choice: Mapping[str, Any], noise: float) -> tuple[int, ...]:
-    runs = {seed: plan.final_run(name, choice, noise, seed) for seed in plan.seeds}
-    return tuple(seed for seed, run in runs.items() if records.get(run) and not records.finished(run))
-
-
-def _values(plan: Plan, by_seed: Mapping[int, dict], moment: str) -> dict[int, float]:
-    best = max if plan.greater_is_better else min
-    values = {}
+def _values(plan: Plan, by_seed: Mapping[int, dict]) -> dict[str, dict[int, float]]:
+    """Return the plan's metric by moment and seed, without values that are not finite."""
+    values: dict[str, dict[int, float]] = {moment: {} for moment in MOMENTS}
     for seed, record in by_seed.items():
         over_epochs = [entry.get(plan.metric, math.nan) for entry in record["evaluations"]]
         finite = [value for value in over_epochs if math.isfinite(value)]
-        if moment == "final" and math.isfinite(over_epochs[-1]):
-            values[seed] = over_epochs[-1]
-        elif moment == "best" and finite:
-            values[seed] = best(finite)
+        if math.isfinite(over_epochs[-1]):
+            values["final"][seed] = over_epochs[-1]
+        if finite:
+            values["best"][seed] = max(finite) if plan.greater_is_better else min(finite)
     return values
 
 
 def _adjusted(rows: list[Row]) -> list[Row]:
-    """Holm over all comparisons that one moment makes: every variant, noise rate and opponent."""
+    """Adjust p-values by Holm's method over all comparisons of one moment: all variants, noise rates and opponents."""
     for moment in MOMENTS:
-        places = [
-            (i, kind)
-            for i, row in enumerate(rows)
-            for kind in ("against_baseline", "at_equal_compute")
-            if (difference := getattr(row, kind)[moment]) is not None and difference.p is not None
-        ]
-        p_values = holm([getattr(rows[i], kind)[moment].p for i, kind in places])
-        for (i, kind), p in zip(places, p_values, strict=True):
-            old = getattr(rows[i], kind)
-            new = {**old, moment: replace(old[moment], adjusted_p=p)}
-            rows[i] = (
-                replace(rows[i], against_baseline=new)
-                if kind == "against_baseline"
-                else replace(rows[i], at_equal_compute=new)
-            )
+        tested = _tested(rows, moment)
+        p_values = holm([difference.p for *_, difference in tested])
+        for (i, kind, difference), p in zip(tested, p_values, strict=True):
+            changed: dict[str, Any] = {kind: {**getattr(rows[i], kind), moment: replace(difference, adjusted_p=p)}}
+            rows[i] = replace(rows[i], **changed)
     return rows
 
 
-def comparisons(rows: list[Row], moment: str = "final") -> int:
-    """How many p-values Holm's adjustment was over."""
-    both = [difference for row in rows for difference in (row.against_baseline[moment], row.at_equal_compute[moment])]
-    return sum(difference is not None and difference.p is not None for difference in both)
+def _tested(rows: list[Row], moment: str) -> list[tuple[int, str, Any]]:
+    """Return all differences that have a p-value, each with the index of its row and the kind of opponent."""
+    return [
+        (i, kind, difference)
+        for i, row in enumerate(rows)
+        for kind in _OPPONENTS
+        if (difference := getattr(row, kind)[moment]) is not None and difference.p is not None
+    ]
+
+
+def comparisons(rows: list[Row]) -> int:
+    """Return the number of p-values of final epochs, for which Holm's method adjusts each of them."""
+    return len(_tested(rows, "final"))

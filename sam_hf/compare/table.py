@@ -1,9 +1,10 @@
-"""The result as Markdown, for the terminal and for `OUT/table.md`."""
+"""The tables of a comparison as text, and the Markdown for the terminal and for `OUT/table.md`."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from ..reports.page import Table, render
 from .plan import Plan, describe
 from .search import Candidate
 from .statistics import Difference, Sample, verdict
@@ -13,15 +14,14 @@ _SHARES = ("accuracy", "f1", "precision", "recall")
 
 
 class Format:
-    """
-    Numbers of the plan's metric as text: shares in percent and points, others as they are.
-    """
+    """The numbers of the plan's metric as text: shares in percent and points, others as they are."""
 
     def __init__(self, metric: str):
         self.is_share = any(word in metric for word in _SHARES)
         self.factor = 100 if self.is_share else 1
         self.digits = 1 if self.is_share else 4
         self.unit = "%" if self.is_share else metric
+        self.unit_of_differences = "points" if self.is_share else metric
 
     def value(self, value: float) -> str:
         return f"{self.factor * value:.{self.digits}f}"
@@ -44,32 +44,32 @@ class Format:
 
 
 def markdown(plan: Plan, rows: list[Row], candidates: list[Candidate]) -> str:
-    """For each noise rate what came out, and what differs; how to read it; the search."""
-    parts = [f"# {plan.metric} of {plan.recipe}: {len(plan.variants)} variants against {plan.baseline}", ""]
-    for noise in plan.label_noise:
-        here = [row for row in rows if row.label_noise == noise]
-        if here:
-            parts += [f"## Label noise {noise:.0%}", "", *_lines(result_heads(plan), results(plan, here)), ""]
-            parts += [*_lines(difference_heads(), differences(plan, here)), ""]
-    for note in notes(plan, rows):
-        parts += [note, ""]
-    return "\n".join([*parts, *_search(plan, candidates)]).rstrip() + "\n"
+    content = shared_content(plan, rows, candidates)
+    return render("comparison.md.j2", plan=plan, **content).rstrip() + "\n"
 
 
-def result_heads(plan: Plan) -> list[str]:
-    unit = Format(plan.metric).unit
-    return [
-        *("variant", "n", f"final epoch ({unit})", f"best epoch ({unit})"),
-        *("compute", "seconds", f"× {plan.baseline}", "peak memory"),
-    ]
+def shared_content(plan: Plan, rows: list[Row], candidates: list[Candidate]) -> dict[str, Any]:
+    """Return what the Markdown and the HTML page both show, for their templates."""
+    by_noise = {noise: [row for row in rows if row.label_noise == noise] for noise in plan.label_noise}
+    return {
+        "tables": {
+            f"{noise:.0%}": (_results(plan, rows_of_noise), _differences(plan, rows_of_noise))
+            for noise, rows_of_noise in by_noise.items()
+            if rows_of_noise
+        },
+        "comparisons": comparisons(rows),
+        "select": plan.select if candidates else None,
+        "search": _search(plan, candidates),
+        "at_edges": _at_edges(plan, candidates),
+    }
 
 
-def results(plan: Plan, rows: list[Row]) -> list[list[str]]:
-    """Under `result_heads`, a line a row."""
+def _results(plan: Plan, rows: list[Row]) -> Table:
     show = Format(plan.metric)
-    return [
+    header = ["variant", "n", f"final epoch ({show.unit})", f"best epoch ({show.unit})", "compute", "seconds"]
+    lines = [
         [
-            row_name(row),
+            row.variant + (f" ({describe(row.choice)})" if row.choice else ""),
             f"{len(row.seeds)}" + (f" ({len(row.failed)} failed)" if row.failed else ""),
             show.sample(row.samples["final"]),
             show.sample(row.samples["best"]),
@@ -80,113 +80,56 @@ def results(plan: Plan, rows: list[Row]) -> list[list[str]]:
         ]
         for row in rows
     ]
+    return Table([*header, f"× {plan.baseline}", "peak memory"], lines)
 
 
-def difference_heads() -> list[str]:
-    return [
-        *("variant", "minus", "verdict", "final epoch [95%]", "p", "p by Holm", "pairs"),
-        *("best epoch [95%]", "p by Holm"),
-    ]
-
-
-def differences(plan: Plan, rows: list[Row]) -> list[list[str]]:
-    """Under `difference_heads`, a line a comparison: to the baseline as it is, then at equal compute."""
+def _differences(plan: Plan, rows: list[Row]) -> Table:
+    """Return the differences from the baseline as it was written, then those at equal compute."""
     show, lines = Format(plan.metric), []
-    for opponent, kind in ((None, "against_baseline"), ("twin", "at_equal_compute")):
+    for kind in ("against_baseline", "at_equal_compute"):
         for row in rows:
             final, best = getattr(row, kind)["final"], getattr(row, kind)["best"]
             if final is not None:
                 lines.append(
                     [
                         row.variant,
-                        plan.baseline if opponent is None else f"{row.twin} (equal compute)",
+                        plan.baseline if kind == "against_baseline" else f"{row.twin} (equal compute)",
                         verdict(final, plan.greater_is_better),
-                        *(show.difference(final), _p(final), _p(final, adjusted=True), str(final.n)),
-                        *(show.difference(best), _p(best, adjusted=True)),
+                        *(show.difference(final), _p(final.p), _p(final.adjusted_p), str(final.n)),
+                        *(show.difference(best), _p(best.adjusted_p if best else None)),
                     ]
                 )
-    return lines
+    header = ["variant", "minus", "verdict", "final epoch [95%]", "p", "p by Holm", "pairs"]
+    return Table([*header, "best epoch [95%]", "p by Holm"], lines)
 
 
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _lines(heads: list[str], rows: list[list[str]]) -> list[str]:
-    return [_line(heads), "|" + "---|" * len(heads), *map(_line, rows)]
-
-
-def row_name(row: Row) -> str:
-    return row.variant + (f" ({describe(row.choice)})" if row.choice else "")
-
-
-def notes(plan: Plan, rows: list[Row]) -> list[str]:
-    """How to read the tables, a paragraph each."""
-    count = comparisons(rows)
-    paragraphs = [
-        "mean ± standard deviation over seeds. Differences are paired by seed, with their 95% confidence intervals "
-        f"(Student's t) in square brackets; p of the paired t test, then adjusted by Holm's method over all {count} "
-        "comparisons above. `better` and `worse`: adjusted p below 0.05. Everything else is no evidence of a "
-        "difference, nor of there being none.",
-        "The best epoch is chosen on the very examples that it is reported on, so it flatters every variant. compute: "
-        "epochs (updates, where max_steps is given) × passes an update. seconds: median time of training with its "
-        "evaluations; runs that share a machine slow each other.",
-    ]
-    return paragraphs
-
-
-def search_notes(plan: Plan, candidates: list[Candidate]) -> tuple[str, list[str]]:
-    """What the search did, and what to beware of in its result."""
-    assert plan.select is not None
-    did = (
-        f"On {plan.select.percentage}% of the training examples, which these runs did not train on (their labels as "
-        f"noisy as the others), seeds {', '.join(map(str, plan.select.seeds))}, final epoch. "
-        "The test set was not read."
-    )
-    return did, _at_edges(plan, candidates)
-
-
-def _search(plan: Plan, candidates: list[Candidate]) -> list[str]:
-    if plan.select is None or not candidates:
-        return []
-    before, after = search_notes(plan, candidates)
-    return ["## Search", "", before, "", *_lines(search_heads(plan), search_rows(plan, candidates)), "", *after]
-
-
-def search_heads(plan: Plan) -> list[str]:
-    return ["variant", "label noise", "choice", f"{plan.metric}, mean", "chosen"]
-
-
-def search_rows(plan: Plan, candidates: list[Candidate]) -> list[list[str]]:
-    """Under `search_heads`, a line a candidate."""
+def _search(plan: Plan, candidates: list[Candidate]) -> Table:
     show, rows = Format(plan.metric), []
     for c in candidates:
         seeds = len(plan.select.seeds) if plan.select is not None else 0
         score = f"{len(c.scores)} of {seeds} runs" if c.score is None else show.value(c.score)
         rows.append([c.variant, f"{c.label_noise:.0%}", describe(c.choice), score, "yes" if c.chosen else ""])
-    return rows
+    return Table(["variant", "label noise", "choice", f"{plan.metric}, mean", "chosen"], rows)
 
 
 def _at_edges(plan: Plan, candidates: list[Candidate]) -> list[str]:
-    """A choice at the end of its grid: the best value may lie outside."""
-    lines = []
-    for c in candidates:
-        for key, value in c.choice.items():
-            values = [choice[key] for choice in plan.variants[c.variant].grid]
-            if c.chosen and _is_number(value) and len(set(values)) > 1 and value in (min(values), max(values)):
-                lines.append(
-                    f"{c.variant} at label noise {c.label_noise:.0%} took {key}={value}, an end of its grid: "
-                    "a better one may lie beyond."
-                )
-    return lines
+    """Name the chosen values at an end of their grid: a better value may lie outside of the grid."""
+    return [
+        f"The search chose {key}={value} for {c.variant} at label noise {c.label_noise:.0%}. This is an end of its "
+        "grid: a better value may lie outside of it."
+        for c in candidates
+        if c.chosen
+        for key, value in c.choice.items()
+        if _is_edge(value, [choice[key] for choice in plan.variants[c.variant].grid])
+    ]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_edge(value: Any, values: list[Any]) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and len(set(values)) > 1 and value in (min(values), max(values))
 
 
-def _p(difference: Difference | None, adjusted: bool = False) -> str:
-    value = None if difference is None else difference.adjusted_p if adjusted else difference.p
+def _p(value: float | None) -> str:
     return "< 0.001" if value is not None and value < 0.001 else _number(value, ".3f")
 
 

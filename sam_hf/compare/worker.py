@@ -1,4 +1,4 @@
-"""A process that carries out one run after another, with torch imported and data prepared once."""
+"""A process that executes one run after the other, so that torch is imported only once."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from .isolation import own_globals
 from .plan import Run
-from .read import write_config
 from .records import FAILED
 
 
 @dataclass(frozen=True)
 class WorkerSettings:
     """
+    The settings of a worker.
+
     Attributes:
-        output_dir: of the whole comparison.
-        number: of the worker, from 0.
-        threads: of torch; `None` leaves it to torch.
-        device: index of the CUDA device to use, `None` for whatever is there.
-        keep_models: leave the trained weights in `output_dir/models`.
+        output_dir: folder of the whole comparison.
+        number: number of the worker, from 0.
+        threads: number of torch's threads; `None` leaves the choice to torch.
+        device: the CUDA device to use; `None` uses what there is.
+        keep_models: move the trained weights to `output_dir/models`.
     """
 
     output_dir: Path
@@ -41,21 +42,21 @@ class WorkerSettings:
     keep_models: bool
 
 
-def work(connection: Connection, settings: WorkerSettings) -> None:
-    """Answer every [`Run`] that arrives with the content of its record, until the other end is closed."""
+def serve_runs(connection: Connection, settings: WorkerSettings) -> None:
+    """Execute every [`Run`] that arrives and send back the content of its record, until the other end is closed."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _prepare(settings)
     try:
         while True:
-            connection.send(carry_out(connection.recv(), settings))
+            connection.send(execute_run(connection.recv(), settings))
     except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
-        pass  # nobody waits for an answer any more
+        pass  # nobody waits for a result any more
 
 
 def _end_with_parent() -> None:
     """
-    A command that is killed cannot end its workers. Left alone, one would finish its run first, beside the command
-    that takes that run up again in the same folder.
+    End this process when the command ends, which cannot end its workers itself if it is killed. Otherwise the worker
+    would go on with its run while another command starts the same run in the same folder.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -64,7 +65,7 @@ def _end_with_parent() -> None:
 
 
 def _prepare(settings: WorkerSettings) -> None:
-    """Before torch is imported: threads, device, and a log file in place of the terminal."""
+    """Set threads and device, before torch is imported, and write to a log file instead of the terminal."""
     if settings.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(settings.threads)
     if settings.device is not None:
@@ -84,25 +85,28 @@ def _prepare(settings: WorkerSettings) -> None:
         torch.set_num_threads(settings.threads)
 
 
-def carry_out(run: Run, settings: WorkerSettings) -> dict[str, Any]:
-    """The content of the record of `run`: what was measured, or the error."""
+def execute_run(run: Run, settings: WorkerSettings) -> dict[str, Any]:
+    """Execute `run` and return the content of its record: what was measured, or the error."""
     from ..recipes import recipe_main
     from ..reports.environment import environment
 
     print(f"\n=== {run.name}", flush=True)
     folder = settings.output_dir / "work" / run.key
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
     folder.mkdir(parents=True)
     config = write_config(run, folder, settings.keep_models)
-    _forget_peak()
+    _reset_peak_memory()
     start = time.perf_counter()
     try:
-        with own_globals():
+        with restored_globals():
             recipe_main(run.recipe)(["--config", str(config)])
         content = read_results(folder / "output")
         content |= {"seconds": time.perf_counter() - start, "memory": _peak_memory(), "environment": environment()}
         if settings.keep_models:
-            _keep(folder / "output", settings.output_dir / "models" / run.name)
+            models = settings.output_dir / "models"
+            models.mkdir(exist_ok=True)
+            shutil.rmtree(models / run.name, ignore_errors=True)
+            os.replace(folder / "output", models / run.name)
         return content
     except (Exception, SystemExit) as error:
         traceback.print_exc()
@@ -112,13 +116,47 @@ def carry_out(run: Run, settings: WorkerSettings) -> dict[str, Any]:
         sys.stdout.flush()
 
 
+def write_config(run: Run, folder: Path, save_model: bool = False) -> Path:
+    """Write the recipe's configuration file for `run`, whose results go to `folder`, and return its path."""
+    import yaml
+
+    options = {**run.options, "output_dir": str(folder / "output"), "save_final_model": save_model}
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(options, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    return file
+
+
+@contextmanager
+def restored_globals() -> Iterator[None]:
+    """
+    Undo on exit what [`~transformers.TrainingArguments`] sets for the whole process: environment variables (for
+    `torch_compile` and `fsdp`), `tf32` and `full_determinism`.
+    """
+    import torch
+
+    variables = dict(os.environ)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    cudnn = (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark)
+    # Exists since torch 2.9, and Trainer then uses it. torch refuses a mixture of this and the older setting
+    precision = getattr(torch.backends, "fp32_precision", None)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(variables)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+        if precision is not None:
+            setattr(torch.backends, "fp32_precision", precision)  # noqa: B010 (torch's stubs lack the name)
+
+
 def read_results(output: Path) -> dict[str, Any]:
     """
-    What a run's `trainer_state.json` and `train_results.json` say.
+    Read a run's `trainer_state.json` and `train_results.json`.
 
     Returns:
-        `dict`: `evaluations`, one entry an epoch; `train`, Trainer's and the recipe's own figures; `log`, the last of
-        the training log; `steps`; `flos`.
+        `dict`: `evaluations`, one entry per epoch; `train`, the results of Trainer and the recipe; `log`, the last
+        entry of the training log; `steps`; `flos`.
     """
     state = json.loads((output / "trainer_state.json").read_text(encoding="utf-8"))
     history = state["log_history"]
@@ -133,13 +171,7 @@ def read_results(output: Path) -> dict[str, Any]:
     }
 
 
-def _keep(output: Path, destination: Path) -> None:
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(destination, ignore_errors=True)
-    os.replace(output, destination)
-
-
-def _forget_peak() -> None:
+def _reset_peak_memory() -> None:
     import torch
 
     gc.collect()
@@ -149,12 +181,12 @@ def _forget_peak() -> None:
         return
     try:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # no Linux, or not allowed: the peak is then that of all runs so far
+    except OSError:  # not Linux, or not allowed: then the peak is over all runs so far
         pass
 
 
 def _peak_memory() -> Mapping[str, Any] | None:
-    """Bytes at the run's peak: of the CUDA allocator, else resident in the process, torch and data included."""
+    """Return the peak in bytes of the CUDA allocator, or without CUDA of the process, torch and data included."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Checkpoints: where they are, and errors that say so in one line."""
+"""Finding and loading checkpoints, with errors of one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .demo import demo_model_path, is_demo
 
 
 def model_path(name: str, option: str = "model_name_or_path") -> str:
-    """What `from_pretrained` takes for `option`: a folder, a Hub name, or the folder of `demo:NAME`."""
+    """Return what `from_pretrained` takes for the value `name` of `option`; for `demo:NAME` this is a folder."""
     if is_demo(name):
         return demo_model_path(name)
     is_hub_name = name.count("/") <= 1 and not name.startswith((".", "/", "~"))
@@ -20,20 +20,19 @@ def model_path(name: str, option: str = "model_name_or_path") -> str:
     return name
 
 
-def starting_point(path: str, resume_from: str | None) -> str:
+def weights_path(path: str, resume_from: str | None) -> str:
     """
-    The folder whose weights the model is made of: on resume, those of the checkpoint.
+    Return where the weights of the new model are: `path`, or on resume the checkpoint `resume_from` if it is whole.
 
-    Trainer loads a checkpoint by the names its tensors have on disk, and merely warns of those that the model does not
-    know: ViT in transformers 5.23, whose names were changed, would go on with a fresh encoder. `from_pretrained`
-    knows the old names.
+    Trainer loads a checkpoint by the names that its tensors have on disk, and only warns about names that the model
+    does not know. In transformers 5.23 the names of ViT changed, so it would continue with a fresh encoder.
+    `from_pretrained` knows the old names.
     """
-    whole_model = resume_from is not None and (Path(resume_from) / "config.json").is_file()
-    return resume_from if resume_from is not None and whole_model else path
+    return resume_from if resume_from is not None and (Path(resume_from) / "config.json").is_file() else path
 
 
-def outputs_named(names: Sequence[str]) -> dict[str, Any]:
-    """Arguments of `from_pretrained` for an output a name, in a new head where the checkpoint's has another shape."""
+def label_arguments(names: Sequence[str]) -> dict[str, Any]:
+    """Return arguments of `from_pretrained`: one output per name, in a new head if the checkpoint's shape differs."""
     return {
         "num_labels": len(names),
         "id2label": dict(enumerate(names)),
@@ -43,7 +42,7 @@ def outputs_named(names: Sequence[str]) -> dict[str, Any]:
 
 
 def from_checkpoint(auto_class: Any, path: str, **kwargs: Any) -> Any:
-    """`auto_class.from_pretrained(path, ...)`, with an unknown name or an incomplete folder as one line."""
+    """Return `auto_class.from_pretrained(path, ...)`. A checkpoint that cannot be loaded is an error of one line."""
     try:
         return auto_class.from_pretrained(path, **kwargs)
     except (OSError, ValueError) as error:

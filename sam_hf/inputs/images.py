@@ -1,9 +1,9 @@
 """
-Images on their way into a model: checked, decoded, brought to the channels the model takes, and transformed by
-torchvision v2 as the checkpoint's image processor prescribes.
+Images as inputs of a model: they are checked, decoded, converted to the channels that the model takes, and
+transformed by torchvision v2 as the checkpoint's image processor prescribes.
 
-Images stay encoded in the data set and are decoded one batch at a time, by `ImageTransform`, so that an image that
-cannot be decoded is reported by name.
+Images stay encoded in the data set. `ImageTransform` decodes them one batch at a time, so that an image that cannot be
+decoded is reported by name.
 """
 
 from __future__ import annotations
@@ -17,28 +17,27 @@ from PIL import Image as PILImage
 
 from ..errors import BrokenImageError, UsageError
 from .image_format import COLOUR_MODES, ImageFormat
+from .labels import find_column
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# PIL's plugins raise more than OSError on damaged input: PNG a SyntaxError, TIFF a ValueError or TypeError, and so on
+# PIL raises more than OSError for damaged files: its PNG plugin a SyntaxError, TIFF a ValueError or TypeError, ...
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, PILImage.DecompressionBombError)
 
 
 class ImageTransform:
     """
-    A batch of encoded images as the model's inputs: `dataset.with_transform(ImageTransform(...))`.
+    Turns a batch of encoded images into the model's inputs: `dataset.with_transform(ImageTransform(...))`.
 
     Args:
         format (`ImageFormat`): what the model takes.
-        image_column (`str`): column with the images.
-        label_column (`str`, *optional*): column handed on as `labels`.
-        train (`bool`, *optional*, defaults to `False`):
-            Random crop and flip; otherwise resize and centre crop.
+        image_column (`str`): column of images.
+        label_column (`str`, *optional*): column that is returned as `labels`.
+        train (`bool`, *optional*, defaults to `False`): crop and flip at random; otherwise resize and crop the centre.
         crop_scale_min (`float`, *optional*, defaults to `0.08`):
-            Smallest share of the area that a random crop keeps. `1` takes the centre crop instead.
-        horizontal_flip (`float`, *optional*, defaults to `0.5`):
-            Probability of mirroring an image.
+            Smallest share of the area that a random crop keeps. With `1` the centre is cropped instead.
+        horizontal_flip (`float`, *optional*, defaults to `0.5`): probability of mirroring an image.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class ImageTransform:
         if train and horizontal_flip > 0:
             steps.append(v2.RandomHorizontalFlip(horizontal_flip))
         self.steps = v2.Compose([*steps, v2.ToImage()])
-        # On the whole batch, since all images have one size by now: small ones cost calls more than arithmetic
+        # Applied to the whole batch, in which all images have one size: for small images the calls take most time
         self.normalize = v2.Compose([v2.ToDtype(torch.float32, scale=False), v2.Normalize(format.mean, format.std)])
         self.bgr = format.bgr
         self.channels = format.channels
@@ -74,10 +73,10 @@ class ImageTransform:
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         import torch
 
-        images = [with_channels(decode(image), self.channels) for image in batch[self.image_column]]
+        images = [convert_channels(decode_image(image), self.channels) for image in batch[self.image_column]]
         inputs: dict[str, list] = {"pixel_values": []}
         if images:
-            # Stacked, they are a plain tensor and no longer a tv_tensors.Image, a type that would go into the model
+            # The stack is a plain tensor. A tv_tensors.Image would keep its type in the model
             pixels = self.normalize(torch.stack([self.steps(image) for image in images]))
             inputs["pixel_values"] = list(pixels.flip(1) if self.bgr else pixels)
         if self.label_column is not None and self.label_column in batch:
@@ -87,46 +86,39 @@ class ImageTransform:
 
 def encoded_images(dataset: Dataset, column: str) -> Dataset:
     """
-    `dataset` with `column` as encoded images: an `Image` feature, the bytes or `{bytes, path}` of a plain parquet
-    file, or file names.
+    Return `dataset` with `column` as encoded images. The column may be an `Image` feature, the bytes or
+    `{bytes, path}` of a plain parquet file, or file names.
     """
     from datasets import Image
 
-    if column not in dataset.column_names:
-        raise UsageError(f"there is no image column {column!r}: the columns are {', '.join(dataset.column_names)}")
+    find_column(dataset, column)
     try:
         return dataset.cast_column(column, Image(decode=False))
-    except Exception as error:  # Arrow's, datasets' and Python's own errors, by the type that was found
+    except Exception as error:  # of Arrow, datasets or Python, depending on the type of the column
         kind = dataset.features[column]
-        raise UsageError(
-            f"the column {column!r} holds {kind}, no images: it must hold encoded images or file names"
-        ) from error
+        raise UsageError(f"the column {column} holds {kind}: it must hold encoded images or file names") from error
 
 
 def check_images(dataset: Dataset, column: str, split: str, decoded: bool = False) -> None:
     """
-    Raise `BrokenImageError` for the first image of `column` that is missing or is no image.
+    Check that every entry of `column` is an image, and raise `BrokenImageError` for the first that is not.
 
     Args:
         dataset (`Dataset`): as `encoded_images` returns it.
-        column (`str`): column with the images.
-        split (`str`): its name, for the message.
+        column (`str`): column of images.
+        split (`str`): name of the split, for the message.
         decoded (`bool`, *optional*, defaults to `False`):
-            Decode every image in full, which finds a file cut short. Otherwise only headers are read.
+            Decode every image completely, which finds truncated files. Otherwise only headers are read.
     """
-    images = dataset.with_format(None).select_columns([column])
-    row = 0
-    for batch in images.iter(batch_size=64):
-        for image in batch[column]:
-            try:
-                decode(image, headers_only=not decoded)
-            except BrokenImageError as error:
-                raise BrokenImageError(f"{split} row {row}: {error}") from error
-            row += 1
+    for row, example in enumerate(dataset.with_format(None).select_columns([column])):
+        try:
+            decode_image(example[column], headers_only=not decoded)
+        except BrokenImageError as error:
+            raise BrokenImageError(f"{split} row {row}: {error}") from error
 
 
-def decode(image: dict[str, Any] | None, headers_only: bool = False) -> PILImage.Image:
-    """The picture in `{"bytes": ..., "path": ...}`, turned upright where its EXIF data say how it was taken."""
+def decode_image(image: dict[str, Any] | None, headers_only: bool = False) -> PILImage.Image:
+    """Return the picture in `{"bytes": ..., "path": ...}`, turned upright if its EXIF data hold an orientation."""
     from PIL import ImageOps
 
     if image is None:
@@ -147,10 +139,10 @@ def decode(image: dict[str, Any] | None, headers_only: bool = False) -> PILImage
         raise BrokenImageError(f"{name} cannot be read as an image ({_one_line(error)})") from error
 
 
-def with_channels(picture: PILImage.Image, channels: int) -> PILImage.Image:
-    """`picture` in grey (1) or colour (3). Transparency is dropped, as transformers' own `load_image` does."""
+def convert_channels(picture: PILImage.Image, channels: int) -> PILImage.Image:
+    """Convert `picture` to grey (1) or colour (3). Transparency is dropped, as by `load_image` of transformers."""
     if picture.mode.startswith("I"):
-        # 16-bit grey: PIL's own conversion would clip it to white above 255
+        # 16-bit grey: PIL would convert all values above 255 to white
         values = np.asarray(picture)
         picture = PILImage.fromarray((values.clip(0, 65535) // 256).astype(np.uint8))
     elif picture.mode == "P" and "transparency" in picture.info:
@@ -160,11 +152,11 @@ def with_channels(picture: PILImage.Image, channels: int) -> PILImage.Image:
 
 def check_image_folder(folder: str, needs_classes: bool = True) -> None:
     """
-    Raise `UsageError` where `folder` has no class folders or one of them has no image.
+    Check that `folder` has class folders and that each of them has an image, and raise `UsageError` otherwise.
 
     Args:
-        folder (`str`): folder of one folder a class.
-        needs_classes (`bool`, *optional*, defaults to `True`): `False`: the images may also stand in `folder` itself.
+        folder (`str`): the folder that holds one folder per class.
+        needs_classes (`bool`, *optional*, defaults to `True`): if `False`, `folder` itself may hold the images.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -179,11 +171,11 @@ def check_image_folder(folder: str, needs_classes: bool = True) -> None:
 
 
 def find_image_column(dataset: Dataset, given: str | None) -> str:
-    """The column named, else the only one that is known to hold images, else `image`."""
+    """Return `given`, by default the column of images if the data set has exactly one, and `image` otherwise."""
     from datasets import Image
 
-    known = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
-    return given or (known[0] if len(known) == 1 else "image")
+    images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
+    return given or (images[0] if len(images) == 1 else "image")
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,22 +1,24 @@
-"""The options that programs share."""
+"""The options that several programs share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import UsageError
 from .labels import PROBLEM_TYPES
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
-    """A dataclass field with a help text."""
+    """Return a dataclass field with a help text."""
     return field(default=default, metadata={"help": help, **metadata})
 
 
 @dataclass
 class ExampleArguments:
     """Where the examples come from, and which of them are used."""
+
+    help_title: ClassVar[str] = "Data"
 
     dataset_name: str | None = option(None, "Hub data set, folder saved by datasets, or demo:NAME.")
     dataset_config_name: str | None = option(None, "Configuration of the Hub data set.")
@@ -27,8 +29,7 @@ class ExampleArguments:
     max_eval_samples: int | None = option(None, "The same for validation.")
     max_predict_samples: int | None = option(None, "The same for prediction.")
     validation_split_percentage: int | None = option(
-        None,
-        "Validate on this share of the training examples, always the same ones, and on no others.",
+        None, "Validate only on this share of the training examples, the same ones in every run."
     )
 
     def __post_init__(self):
@@ -42,11 +43,13 @@ class ExampleArguments:
 
 @dataclass
 class DataArguments(ExampleArguments):
-    """The same for examples that carry a label."""
+    """The same for examples that have labels."""
 
     label_column: str | None = option(None, "Column with the labels. Default: label or labels.")
-    problem_type: str | None = option(None, "Default: what the labels look like.", choices=list(PROBLEM_TYPES))
-    label_noise: float = option(0.0, "Share of training labels replaced by another class, 0 <= R < 1.")
+    problem_type: str | None = option(
+        None, "What the labels are. Default: what their type suggests.", choices=list(PROBLEM_TYPES)
+    )
+    label_noise: float = option(0.0, "Share of training labels replaced by another class, 0 <= share < 1.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -56,13 +59,15 @@ class DataArguments(ExampleArguments):
 
 @dataclass
 class ModelArguments:
-    """The checkpoint that training starts from."""
+    """The checkpoint that training starts from, and what is trained and saved."""
+
+    help_title: ClassVar[str] = "Model"
 
     model_name_or_path: str | None = option(None, "Hub name, folder, or demo:NAME of the pretrained checkpoint.")
     overwrite_output_dir: bool = option(
-        False, "Start again. Default: go on from the last checkpoint in output_dir, if there is one."
+        False, "Start again. Default: resume from the last checkpoint in output_dir, if there is one."
     )
-    save_final_model: bool = option(True, "Write the trained weights to output_dir; false keeps the figures alone.")
+    save_final_model: bool = option(True, "Write the trained weights to output_dir; false writes only the results.")
     lora_r: int | None = option(None, "Rank of LoRA adapters. Default: train all weights.")
     lora_alpha: float = option(16.0, "Scale of the adapters.")
     lora_dropout: float = option(0.0, "Dropout before the adapters.")

@@ -1,4 +1,4 @@
-"""Loading the splits and their labels, with errors before the model is loaded."""
+"""Loading the splits and their labels. What is wrong with them is reported before the model is loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from ..errors import UsageError
 from .checkpoints import from_checkpoint
-from .labels import LabelScheme, add_label_noise, encode, find_label_column, has_labels, infer_scheme
+from .labels import LabelScheme, add_label_noise, encode_labels, find_label_column, has_labels, infer_scheme
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -23,7 +23,7 @@ LOADERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parque
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """Keep the bars of datasets off stderr while the data are checked, where an error is to be the only line."""
+    """Hide the progress bars of datasets while the data are checked, so that an error is the only line on stderr."""
     import datasets
 
     were_shown = not datasets.are_progress_bars_disabled()
@@ -37,11 +37,11 @@ def without_progress_bars() -> Iterator[None]:
 
 def load_splits(arguments: ExampleArguments, folders: Mapping[str, str | None] | None = None) -> DatasetDict:
     """
-    The splits that `arguments` name, none of them empty.
+    Return the splits that `arguments` name. None of them is empty.
 
     Args:
         arguments (`ExampleArguments`): where the examples come from.
-        folders (`Mapping[str, str | None]`, *optional*): for images, a folder of class folders a split.
+        folders (`Mapping[str, str | None]`, *optional*): for images, a folder of class folders per split.
     """
     from datasets import DatasetDict
 
@@ -55,38 +55,32 @@ def load_splits(arguments: ExampleArguments, folders: Mapping[str, str | None] |
         raise UsageError(f"dataset_name={arguments.dataset_name} and files were given: give one or the other")
     if arguments.validation_split_percentage is not None and "validation" in {**given_files, **given_folders}:
         raise UsageError("validation_split_percentage and validation examples were given: give one or the other")
-    if not arguments.dataset_name and not given_files and not given_folders:
-        raise UsageError("no data: give dataset_name, or train_file, validation_file or test_file")
     if arguments.dataset_name:
         splits = _load_named(arguments.dataset_name, arguments.dataset_config_name)
-    else:
+    elif given_files or given_folders:
         splits = DatasetDict({split: _load_file(file) for split, file in given_files.items()})
         splits.update({split: _load_folder(folder) for split, folder in given_folders.items()})
+    else:
+        raise UsageError("no data: give dataset_name, or train_file, validation_file or test_file")
     if arguments.validation_split_percentage is not None:
-        # Only examples cut off from training are to be validated on: these are not so much as looked at
+        # The run validates on examples cut off from training. It does not even look at the validation split
         splits.pop("validation", None)
-    empty = [split for split in splits if len(splits[split]) == 0]
-    if empty:
-        raise UsageError(f"the {empty[0]} split is empty")
+    for split, dataset in splits.items():
+        if len(dataset) == 0:
+            raise UsageError(f"the {split} split is empty")
     return splits
 
 
 @without_progress_bars()
 def load_examples(arguments: ExampleArguments, args: Any) -> DatasetDict:
     """
-    The splits a run needs, with their columns as they are.
+    Return the splits that a run needs, with their columns as they are.
 
     Args:
         arguments (`ExampleArguments`): where the examples come from, and how many are used.
-        args ([`~transformers.TrainingArguments`]): what is to be done.
+        args ([`~transformers.TrainingArguments`]): which of training, evaluation and prediction are to be done.
     """
-    splits = _load_needed(arguments, args)
-    for split in splits:
-        splits[split] = _limited(splits[split], split, arguments)
-    if arguments.validation_split_percentage is not None:
-        share = arguments.validation_split_percentage
-        splits["train"], splits["validation"] = _cut(splits["train"], share, arguments.max_eval_samples)
-    return splits
+    return _limited(_load_needed(arguments, args), arguments)
 
 
 @without_progress_bars()
@@ -94,42 +88,39 @@ def load_labelled(
     arguments: DataArguments, args: Any, checkpoint: str, folders: Mapping[str, str | None] | None = None
 ) -> tuple[DatasetDict, LabelScheme, int]:
     """
-    The splits a run needs, with their labels encoded in the column `labels` and noise on those of training.
+    Return the splits that a run needs, with encoded labels in the column `labels` and noise on the training labels.
 
     Args:
         arguments (`DataArguments`): where the examples come from.
-        args ([`~transformers.TrainingArguments`]): what is to be done, and the seed of the noise.
-        checkpoint (`str`): the model, whose labels hold where there is no training split.
+        args ([`~transformers.TrainingArguments`]): which of training, evaluation and prediction are to be done, and
+            the seed of the noise.
+        checkpoint (`str`): the model, whose labels are used if there is no training split.
         folders (`Mapping[str, str | None]`, *optional*): see `load_splits`.
 
     Returns:
         `tuple[DatasetDict, LabelScheme, int]`: splits, label scheme, number of labels replaced by noise.
     """
     splits = _load_needed(arguments, args, folders)
-    cut = arguments.validation_split_percentage
+    given, replaced = arguments.label_column, 0
     if "train" in splits or "validation" in splits:
-        column = find_label_column(splits["train" if "train" in splits else "validation"], arguments.label_column)
+        column = find_label_column(splits["train" if "train" in splits else "validation"], given)
     else:
-        guesses = [arguments.label_column, "label", "labels"]
-        column = next((name for name in guesses if name and name in splits["test"].column_names), "label")
+        names = [given or "label", "label", "labels"]
+        column = next((name for name in names if name in splits["test"].column_names), "label")
     if "train" in splits:
         scheme = infer_scheme(splits["train"], column, arguments.problem_type)
     else:
         scheme = LabelScheme.of_checkpoint(from_checkpoint(AutoConfig, checkpoint))
-    replaced = 0
-    for split in splits:
-        splits[split] = _limited(splits[split], split, arguments)
-        if split == "test" and not has_labels(splits[split], column, scheme):
-            splits[split] = splits[split].remove_columns([c for c in [column] if c in splits[split].column_names])
-        else:
-            splits[split] = encode(splits[split], find_label_column(splits[split], column), scheme, split)
-    if cut is not None:
-        splits["train"], splits["validation"] = _cut(splits["train"], cut, arguments.max_eval_samples)
+    for split, dataset in _limited(splits, arguments).items():
+        if split != "test" or has_labels(dataset, column, scheme):
+            splits[split] = encode_labels(dataset, find_label_column(dataset, column), scheme, split)
+        elif column in dataset.column_names:
+            splits[split] = dataset.remove_columns(column)
     if args.do_train:
         seed = args.seed if args.data_seed is None else args.data_seed
         splits["train"], replaced = add_label_noise(splits["train"], arguments.label_noise, scheme, seed)
-        if cut is not None:
-            # They come from the same hands as the training labels, and nobody knows which of them are wrong
+        if arguments.validation_split_percentage is not None:
+            # These are training labels too, and whoever has wrong ones does not know which are wrong
             splits["validation"], _ = add_label_noise(splits["validation"], arguments.label_noise, scheme, (seed, 1))
     return splits, scheme, replaced
 
@@ -137,50 +128,51 @@ def load_labelled(
 def _load_needed(
     arguments: ExampleArguments, args: Any, folders: Mapping[str, str | None] | None = None
 ) -> DatasetDict:
-    """The splits for what `args` ask to do, before any of their examples is left out."""
+    """Return the splits that are needed for what `args` ask to do, with all of their examples."""
     splits = load_splits(arguments, folders)
-    cut = arguments.validation_split_percentage
+    percentage = arguments.validation_split_percentage
     needed = {"train": args.do_train, "validation": args.do_eval or args.eval_on_start, "test": args.do_predict}
-    if cut is not None:
+    if percentage is not None:
         if not args.do_train:
-            raise UsageError(f"validation_split_percentage={cut} cuts the training examples: it needs do_train")
+            raise UsageError(f"validation_split_percentage={percentage} cuts the training examples: it needs do_train")
         needed["validation"] = False
     if not any(needed.values()):
         raise UsageError("nothing to do: give do_train, do_eval or do_predict")
     if args.sharpness_every_eval and not args.do_train:
         raise UsageError("sharpness_every_eval measures the loss of the training examples: give do_train too")
-    for split, wanted in needed.items():
-        if wanted and split not in splits:
+    for split, is_needed in needed.items():
+        if is_needed and split not in splits:
             raise UsageError(f"there is no {split} split: the data have {', '.join(splits)}")
     for split in [split for split in splits if not needed.get(split)]:
         del splits[split]
     return splits
 
 
-def _limited(dataset: Dataset, split: str, arguments: ExampleArguments) -> Dataset:
+def _limited(splits: DatasetDict, arguments: ExampleArguments) -> DatasetDict:
+    """Cut validation examples off from the training examples if asked for, and keep at most so many of each split."""
     limits = {
         "train": arguments.max_train_samples,
         "validation": arguments.max_eval_samples,
         "test": arguments.max_predict_samples,
     }
-    return sample(dataset, limits[split])
+    percentage = arguments.validation_split_percentage
+    for split, limit in limits.items():
+        if split in splits:
+            splits[split] = random_sample(splits[split], limit)
+        if split == "train" and percentage is not None:
+            size = len(splits["train"])
+            try:
+                # Not the seed of random_sample: the order that it leaves must have no influence on this choice
+                parts = splits["train"].train_test_split(test_size=round(size * percentage / 100), seed=1)
+            except ValueError:
+                given = f"validation_split_percentage={percentage} of {size} training examples"
+                raise UsageError(f"{given} leaves none for training or none for validation") from None
+            splits["train"], splits["validation"] = parts["train"], parts["test"]
+    return splits
 
 
-def _cut(train: Dataset, percentage: int, limit: int | None) -> tuple[Dataset, Dataset]:
-    """Training and (at most `limit`) validation examples made of `train`, the same ones in every run."""
-    validation = round(len(train) * percentage / 100)
-    if not 0 < validation < len(train):
-        raise UsageError(f"validation_split_percentage={percentage} of {len(train)} training examples leaves none")
-    # By a seed that is not max_train_samples' own: the order in which that one left them says nothing of this one
-    shuffled = train.shuffle(seed=1)
-    return (
-        shuffled.select(range(validation, len(train))).flatten_indices(),
-        shuffled.select(range(min(validation, limit or validation))).flatten_indices(),
-    )
-
-
-def sample(dataset: Dataset, limit: int | None) -> Dataset:
-    """At most `limit` examples. Not the first rows, which may all be of one class; the same ones in every run."""
+def random_sample(dataset: Dataset, limit: int | None) -> Dataset:
+    """Return at most `limit` examples, the same in every run. The first rows might all be of one class."""
     if limit is None or limit >= len(dataset):
         return dataset
     return dataset.shuffle(seed=0).select(range(limit)).flatten_indices()
@@ -191,12 +183,12 @@ def _load_file(file: str):
 
     loader = LOADERS.get(Path(file).suffix.lower())
     if loader is None:
-        raise UsageError(f"{file} is of no known kind: it must end in {', '.join(LOADERS)}")
+        raise UsageError(f"{file} is not of a known kind: it must end in {', '.join(LOADERS)}")
     if not Path(file).is_file():
         raise UsageError(f"the file {file} does not exist")
     try:
         return load_dataset(loader, data_files=file, split="train")
-    except Exception as error:  # pandas', Arrow's and datasets' own errors
+    except Exception as error:  # of pandas, Arrow or datasets
         raise UsageError(f"the file {file} cannot be read: {error.__cause__ or error}") from error
 
 
@@ -204,10 +196,10 @@ def _load_folder(folder: str):
     from datasets import load_dataset
 
     try:
-        # A pattern for every file, or datasets takes a class folder or file that is named "test" for a split
+        # With a pattern for all files, datasets does not take a class folder or file named "test" for a split
         files = {"train": "**"}
         dataset = load_dataset("imagefolder", data_dir=folder, data_files=files, drop_labels=False, split="train")
-    except Exception as error:  # Arrow's and datasets' own errors
+    except Exception as error:  # of Arrow or datasets
         raise UsageError(f"the folder {folder} cannot be read: {error.__cause__ or error}") from error
     has_classes = any(entry.is_dir() for entry in Path(folder).iterdir())
     return dataset if has_classes else dataset.remove_columns("label")
@@ -227,5 +219,5 @@ def _load_named(name: str, configuration: str | None) -> DatasetDict:
         raise UsageError(f"dataset_name={name}: the folder does not exist")
     try:
         return DatasetDict(load_dataset(name, configuration))
-    except Exception as error:  # datasets' and the Hub client's own errors
+    except Exception as error:  # of datasets or the Hub client
         raise UsageError(f"the data set {name} cannot be loaded: {error}") from error

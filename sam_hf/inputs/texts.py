@@ -1,4 +1,4 @@
-"""Texts on their way into a model: their columns, and their tokens."""
+"""The columns of text in a data set, and their tokens."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+def is_text(feature: Any) -> bool:
+    """Return whether a column of the type `feature` holds strings."""
+    return str(getattr(feature, "dtype", "")) in ("string", "large_string")
+
+
 def text_columns(dataset: Dataset, text: str | None = None, pair: str | None = None) -> list[str]:
     """
-    The one or two columns of text: those named, else the string columns beside the label and ids.
+    Return the one or two columns of text: those given, by default all columns of strings except ids.
 
     Args:
-        dataset (`Dataset`): with its labels in `labels`.
-        text (`str`, *optional*): name of the first one.
-        pair (`str`, *optional*): name of the second one.
+        dataset (`Dataset`): the examples, with their labels in `labels`.
+        text (`str`, *optional*): name of the first column.
+        pair (`str`, *optional*): name of the second column.
     """
-    given = [name for name in (text, pair) if name is not None]
-    missing = [name for name in given if name not in dataset.column_names]
-    strings = [
-        name
-        for name, feature in dataset.features.items()
-        if str(getattr(feature, "dtype", "")) in ("string", "large_string")
-        and name.lower() not in ("id", "idx", "guid")
-    ]
-    columns = given or strings
-    empty = [name for name in columns if name in dataset.column_names and None in dataset.unique(name)]
-    if empty:
-        raise UsageError(f"the column {empty[0]} has examples without a text")
-    if missing or not 1 <= len(columns) <= 2:
+    columns = [name for name in (text, pair) if name is not None]
+    if not columns:
+        ids = ("id", "idx", "guid")
+        columns = [name for name, kind in dataset.features.items() if is_text(kind) and name.lower() not in ids]
+    if not 1 <= len(columns) <= 2 or not set(columns) <= set(dataset.column_names):
         raise UsageError(f"name text_column (and text_pair_column): the columns are {', '.join(dataset.column_names)}")
+    for name in columns:
+        if None in dataset.unique(name):
+            raise UsageError(f"the column {name} has examples without a text")
     return columns
 
 
-def tokenized(dataset: Dataset, tokenizer: Any, columns: Sequence[str], max_length: int) -> Dataset:
+def tokenize_texts(dataset: Dataset, tokenizer: Any, columns: Sequence[str], max_length: int) -> Dataset:
     """
-    The inputs of a model beside `labels`, nothing else.
+    Return the inputs of a model and `labels`, without other columns.
 
     Args:
-        dataset (`Dataset`): with its labels in `labels`.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the checkpoint's.
-        columns (`Sequence[str]`): of `text_columns`.
-        max_length (`int`): longer texts are cut to this many tokens, and to what the model takes.
+        dataset (`Dataset`): the examples, with their labels in `labels`.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): the tokenizer of the checkpoint.
+        columns (`Sequence[str]`): the columns of text, see `text_columns`.
+        max_length (`int`): longer texts are cut to this many tokens, and to the length that the model takes.
     """
     length = min(max_length, tokenizer.model_max_length)
     return dataset.map(

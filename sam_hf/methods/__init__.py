@@ -1,4 +1,4 @@
-"""The table of methods. A new one is one file in this folder and one line here."""
+"""The table of methods. A new method is one file in this folder and one line here."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """
-What a method is: plain torch, gradients in, perturbation out. Methods know nothing of Trainer, passes or processes.
+The base class of the methods. A method is plain torch: gradients in, perturbation out. It knows nothing of Trainer,
+passes or processes.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from torch.optim import Optimizer
 @dataclass
 class Ascent:
     """
-    The perturbation ε = ρ · `scale` · `directions`, a vector of norm ρ, before ρ is known.
+    A perturbation ε = ρ · `scale` · `directions` before ρ is known. `scale` · `directions` has norm 1.
 
     Attributes:
-        directions: one tensor a parameter, of the parameter's shape.
-        scale: 0-dimensional; 0 where there is no perturbation (g = 0, or g is not finite).
-        norm: ‖g‖₂, 0-dimensional, in the units of the gradients that came in.
-        finite: 0-dimensional bool: every element of g is finite.
+        directions: One tensor per parameter, with the parameter's shape.
+        scale: 0-dimensional. 0 if there is no perturbation, because g = 0 or g is not finite.
+        norm: ‖g‖₂, 0-dimensional, in the units of the gradients that the method was given.
+        finite: 0-dimensional bool: whether every element of g is finite.
     """
 
     directions: list[Tensor]
@@ -33,14 +34,14 @@ class Ascent:
 @dataclass
 class Point:
     """
-    Where gradients were taken.
+    The point at which gradients were computed.
 
     Attributes:
-        parameters: the perturbed parameters that the gradients belong to, in their order.
-        weights: their values at w, to read. Not those of `parameters` in later ascent steps.
-        names: their own names (`"weight"`, `"bias"`); empty where a parameter is none of the model's.
-        loss_scale: the factor that fp16's scaler has put on the gradients, or `None`. What outlives one update must
-            be free of it.
+        parameters: The perturbed parameters, in the order of the gradients.
+        weights: The values of these parameters at w, to read only. Later ascent steps change `parameters`.
+        names: The parameters' own names (`"weight"`, `"bias"`). Empty for a parameter that is not the model's.
+        loss_scale: The factor that fp16's scaler has put on the gradients, or `None`. What a method keeps for later
+            updates must not contain it.
     """
 
     parameters: Sequence[Tensor]
@@ -51,7 +52,15 @@ class Point:
 
 @dataclass
 class Products:
-    """⟨g, s⟩, ‖g‖² and ‖s‖² over the perturbed parameters, 0-dimensional, and whether they are finite."""
+    """
+    Inner products over the perturbed parameters, as 0-dimensional tensors.
+
+    Attributes:
+        gs: ⟨g, s⟩.
+        gg: ‖g‖².
+        ss: ‖s‖².
+        finite: Whether all three are finite.
+    """
 
     gs: Tensor
     gg: Tensor
@@ -61,7 +70,15 @@ class Products:
 
 @dataclass(frozen=True)
 class Option:
-    """A parameter of a method's own, given in `sam_method_kwargs`."""
+    """
+    A parameter of one method, given in `sam_method_kwargs`.
+
+    Attributes:
+        default: Its value if none is given.
+        help: What it does.
+        allowed: Which values are allowed, in words.
+        accepts: Whether a value is allowed.
+    """
 
     default: Any
     help: str
@@ -71,7 +88,13 @@ class Option:
 
 @dataclass(frozen=True)
 class Cost:
-    """Passes an update (a plain one is 1), and copies of the trained weights over plain training at peak, in words."""
+    """
+    What a method costs, in words.
+
+    Attributes:
+        passes: Passes per update; plain training makes 1.
+        memory: Copies of the trained weights at the peak, in addition to plain training.
+    """
 
     passes: str
     memory: str
@@ -79,27 +102,35 @@ class Cost:
 
 class Method:
     """
-    How a training method perturbs the weights, and what the optimizer is given.
+    A training method: how it perturbs the weights, and which gradient the optimizer gets.
 
-    A subclass is one file in this folder with its equations, paper and defaults, and one line in `METHODS`. Most
-    define `ascent` alone. Everything around it (passes, groups, restoring, schedules, processes, checkpoints) is
-    the same for all of them.
+    A subclass is one file in this folder, with its equations, paper and defaults, and one line in `METHODS`. Most
+    subclasses define only `ascent`. Everything else (passes, groups, restoring, schedules, processes, checkpoints) is
+    the same for all methods.
 
     Args:
-        p (`float`, *optional*, defaults to `2.0`): order of the perturbation's norm.
-        **options: the method's own, by the names in `options`.
+        p: Order of the perturbation's norm.
+        **options: The method's own parameters, by the names in `options`.
 
     Attributes:
-        options: what `sam_method_kwargs` may hold.
-        refuses: `sam_*` fields that have no meaning here, each with the reason; they must stay at their defaults.
-        combines: `combine` makes the update gradient from g and s; otherwise it is s.
-        reuses: `reuse` changes the gradient of the plain updates between two SAM updates.
-        perturbs_by_momentum: ε is known before the first pass, from the optimizer; w itself is not visited.
-        perturbs: the method has a radius ρ.
-        radius_is_a_length: ‖ε‖_p is ρ, in the units of the weights.
-        keeps_state: `tensors` and `numbers` are used.
-        state_is_shared: they are the same in every process even where each perturbs by its own gradient.
-        tensors: what outlives an update, by name and parameter; saved with a checkpoint, as `numbers` are.
+        name: The value of `sam_method`.
+        title: The method's full name.
+        paper: Address of the paper.
+        citation: The paper in BibTeX.
+        summary: What the method does, in one sentence.
+        cost: Its passes and its memory.
+        default_rho: The published ρ.
+        default_interval: `sam_interval` if none is given.
+        options: What `sam_method_kwargs` may contain.
+        refuses: `sam_*` fields that have no meaning for the method, with the reason. They must keep their defaults.
+        combines: Whether `combine` makes the update gradient from g and s. Otherwise it is s.
+        reuses: Whether `reuse` changes the gradient of the plain updates between two SAM updates.
+        perturbs: Whether the method has a radius ρ.
+        radius_is_a_length: Whether ‖ε‖_p is ρ, in the units of the weights.
+        perturbs_by_momentum: Whether ε comes from the optimizer, before the first pass. Then w itself is not visited.
+        keeps_state: Whether the method uses `tensors` and `numbers`.
+        state_is_shared: Whether they are the same in all processes even if each perturbs by its own gradient.
+        tensors: What outlives an update, by name and parameter. Saved with a checkpoint, as `numbers` are.
         numbers: 0-dimensional tensors that outlive an update, by name.
     """
 
@@ -124,28 +155,31 @@ class Method:
     def __init__(self, p: float = 2.0, **options: Any):
         self.p = p
         for name, option in self.options.items():
-            setattr(self, _attribute(name), options.get(name, option.default))
+            attribute = "lambda_" if name == "lambda" else name  # `lambda` is a keyword of Python
+            setattr(self, attribute, options.get(name, option.default))
         self.tensors: dict[str, dict[Tensor, Tensor]] = {}
         self.numbers: dict[str, Tensor] = {}
 
     def ascent(self, grads: list[Tensor], at: Point) -> Ascent:
         """
-        The perturbation that the ascent gradient asks for.
+        Return the perturbation for an ascent gradient.
 
         Args:
-            grads: ascent gradients g, one a perturbed parameter, with the loss scale. They are the method's to
-                overwrite. With `perturbs_by_momentum`, the optimizer's first moments instead.
-            at ([`Point`]): where they were taken.
+            grads: The ascent gradient g, one tensor per perturbed parameter, with the loss scale. The method may
+                overwrite it. With `perturbs_by_momentum`, the optimizer's first moments, which it may not overwrite.
+            at: Where the gradient was computed.
         """
         raise NotImplementedError
 
     def combine(self, g: list[Tensor], s: list[Tensor], products: Products, at: Point) -> None:
         """
-        Turn s into the update gradient, in place. Called once an update, on the same numbers in every process.
+        Turn s into the update gradient, in place. Called once per update, with the same numbers in every process.
 
         Args:
-            g: ascent gradients of the whole update, the mean over processes. They are the method's to overwrite.
-            s: descent gradients of the whole update, the mean over processes.
+            g: The ascent gradient of the whole update, the mean over processes. The method may overwrite it.
+            s: The descent gradient of the whole update, the mean over processes.
+            products: Inner products of the two.
+            at: Where the gradients were computed.
         """
         raise NotImplementedError
 
@@ -155,28 +189,23 @@ class Method:
 
     def bind(self, model: nn.Module) -> None:
         """
-        Look at the model, once a run.
+        Inspect the model, once per run.
 
         Raises:
-            ValueError: the method cannot train this model.
+            ValueError: The method cannot train this model.
         """
 
     def begin_update(self, active: bool, progress: float) -> None:
         """
-        Before an update's first pass.
+        Prepare an update. Called before its first pass.
 
         Args:
-            active: the update is the method's own, and not a plain one of `sam_interval` or `sam_start_ratio`.
-            progress: share of the training that is done, 0 to 1.
+            active: Whether the update is the method's own. Plain ones come from `sam_interval` or `sam_start_ratio`.
+            progress: Share of the training that is done, 0 to 1.
         """
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """Just before the optimizer steps; not where fp16's scaler skips the step."""
+        """Act just before the optimizer steps. Not called if fp16's scaler skips the step."""
 
     def after_step(self, optimizer: Optimizer) -> None:
-        """Just after the optimizer has stepped; not where fp16's scaler skipped the step."""
-
-
-def _attribute(option: str) -> str:
-    """`lambda` is no name in Python."""
-    return option + "_" if option == "lambda" else option
+        """Act just after the optimizer has stepped. Not called if fp16's scaler skipped the step."""

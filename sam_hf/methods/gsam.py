@@ -1,24 +1,24 @@
-r"""
-GSAM (Zhuang, Gong, Yuan, Cui, Adam, Dvornek, Tatikonda, Duncan, Liu: "Surrogate Gap Minimization Improves
-Sharpness-Aware Training", ICLR 2022, arXiv 2203.08065).
-
-    u = s − α g⊥,    g⊥ = g − (⟨g, s⟩/‖s‖²) s
-
-ε as in SAM; the part of g at right angles to s is taken off, which lowers the surrogate gap L(w+ε) − L(w) without
-raising L(w+ε) (algorithm 1). The paper lets ρ follow the learning rate: `sam_rho_schedule="lr"`. Default α: 0.4; ρ as
-in SAM.
-"""
-
 from __future__ import annotations
 
 from torch import Tensor
 
-from ._base import Ascent, Cost, Method, Option, Point, Products
+from ._base import Cost, Option, Point, Products
 from ._combination import add_scaled, ratio
-from ._direction import dual_direction
+from .sam import SAM
 
 
-class GSAM(Method):
+class GSAM(SAM):
+    r"""
+    GSAM (Zhuang, Gong, Yuan, Cui, Adam, Dvornek, Tatikonda, Duncan, Liu: "Surrogate Gap Minimization Improves
+    Sharpness-Aware Training", ICLR 2022, arXiv 2203.08065).
+
+        u = s − α g⊥,    g⊥ = g − (⟨g, s⟩/‖s‖²) s
+
+    ε as in SAM. The part of g that is orthogonal to s is subtracted, which lowers the surrogate gap L(w+ε) − L(w)
+    without raising L(w+ε) (algorithm 1). In the paper ρ follows the learning rate: `sam_rho_schedule="lr"`. Default α:
+    0.4; ρ as in SAM.
+    """
+
     name = "gsam"
     title = "Surrogate Gap SAM"
     paper = "https://arxiv.org/abs/2203.08065"
@@ -31,17 +31,9 @@ class GSAM(Method):
 }"""
     summary = "SAM that also lowers the gap between L(w+ε) and L(w)."
     cost = Cost(passes="k + 1", memory="1, and the ascent gradient")
-    default_rho = 0.05
-    options = {
-        "alpha": Option(
-            0.4, "share of g at right angles to s that is taken off", "a finite number >= 0", lambda x: x >= 0
-        )
-    }
+    options = {"alpha": Option(0.4, "weight of g⊥, orthogonal to s", "a finite number >= 0", lambda x: x >= 0)}
     combines = True
     alpha: float
-
-    def ascent(self, grads: list[Tensor], at: Point) -> Ascent:
-        return dual_direction(grads, self.p)
 
     def combine(self, g: list[Tensor], s: list[Tensor], products: Products, at: Point) -> None:
         # s − α g⊥ = (1 + α ⟨g, s⟩/‖s‖²) s − α g

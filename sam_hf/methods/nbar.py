@@ -1,15 +1,3 @@
-r"""
-nBAR (Li, Zhang, He: "Implicit Regularization of Sharpness-Aware Minimization for Scale-Invariant Problems",
-NeurIPS 2024, arXiv 2410.14802), for LoRA adapters.
-
-    if ‖g_A‖ ≥ ‖g_B‖:  A ← (1 + αη) A,  B ← (1 − αη) B;   otherwise the signs swap
-
-An adapter's product BA does not change if A grows as B shrinks. What SAM does to such a pair is to balance ‖A‖ and
-‖B‖; nBAR does that directly, just before the optimizer steps, pair by pair, and saves the second pass. η is the
-learning rate; α decays over training: `schedule` is `linear`, `cosine` or `constant`. There is no radius ρ. α has to
-be tuned; its default here is 0.2, decayed linearly.
-"""
-
 from __future__ import annotations
 
 import math
@@ -19,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..tensors.norms import global_norm, local, wide
+from ..tensors.lists import local, sum_dtype
+from ..tensors.norms import global_norm
 from ..tensors.rounding import LOW_PRECISION
 from ._base import Cost, Method, Option
 
-_NO_PERTURBATION = "it perturbs no weights"
 _SCHEDULES = {
     "linear": lambda progress: 1 - progress,
     "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
@@ -32,6 +20,18 @@ _SCHEDULES = {
 
 
 class NBAR(Method):
+    r"""
+    nBAR (Li, Zhang, He: "Implicit Regularization of Sharpness-Aware Minimization for Scale-Invariant Problems",
+    NeurIPS 2024, arXiv 2410.14802), for LoRA adapters.
+
+        if ‖g_A‖ ≥ ‖g_B‖:  A ← (1 + αη) A,  B ← (1 − αη) B;   otherwise the signs swap
+
+    An adapter's product BA does not change if A grows while B shrinks. SAM balances ‖A‖ and ‖B‖ of such a pair. nBAR
+    does this directly for each pair, just before the optimizer steps, and saves the second pass. η is the learning
+    rate. α changes over training: `schedule` is `linear`, `cosine` or `constant`. There is no radius ρ. α has to be
+    tuned; its default here is 0.2, decayed linearly.
+    """
+
     name = "nbar"
     title = "Balancedness-aware regularisation of LoRA adapters"
     paper = "https://arxiv.org/abs/2410.14802"
@@ -44,21 +44,13 @@ class NBAR(Method):
     summary = "Balances LoRA's A and B as SAM would, without a second pass."
     cost = Cost(passes="1", memory="0")
     options = {
-        "alpha": Option(0.2, "strength, times the learning rate", "a finite number >= 0", lambda x: x >= 0),
-        "schedule": Option("linear", "how α decays over training", ", ".join(_SCHEDULES), lambda x: x in _SCHEDULES),
+        "alpha": Option(0.2, "strength, multiplied by the learning rate", "a finite number >= 0", lambda x: x >= 0),
+        "schedule": Option("linear", "how α changes over training", ", ".join(_SCHEDULES), lambda x: x in _SCHEDULES),
     }
-    refuses = dict.fromkeys(
-        (
-            "sam_rho",
-            "sam_rho_schedule",
-            "sam_p",
-            "sam_ascent_steps",
-            "sam_m",
-            "sam_ascent_fraction",
-            "sam_target_modules",
-        ),
-        _NO_PERTURBATION,
-    )
+    refuses = {
+        f"sam_{field}": "it does not perturb the weights"
+        for field in ("rho", "rho_schedule", "p", "ascent_steps", "m", "ascent_fraction", "target_modules")
+    }
     perturbs = False
     alpha: float
     schedule: str
@@ -72,13 +64,13 @@ class NBAR(Method):
         self._pairs = [(a, b) for a, b in adapter_pairs(model) if a.requires_grad and b.requires_grad]
         if not self._pairs:
             raise ValueError(
-                "sam_method='nbar' balances LoRA adapters, and the model trains none. Add them (peft.get_peft_model, "
+                "sam_method='nbar' balances LoRA adapters, but the model trains none. Add them (peft.get_peft_model, "
                 "or --lora_r in the scripts), or use sam_method='sam'."
             )
-        if coarse := {a.dtype for a, _ in self._pairs} & set(LOW_PRECISION):
+        if low_precision := {a.dtype for a, _ in self._pairs} & set(LOW_PRECISION):
             raise ValueError(
-                f"sam_method='nbar' scales LoRA adapters by 1 ± αη, which rounds to 1 in {coarse.pop()}. Keep the "
-                "adapters in float32 (peft does unless autocast_adapter_dtype=False), and train with bf16=True."
+                f"sam_method='nbar' scales LoRA adapters by 1 ± αη, which rounds to 1 in {low_precision.pop()}. Keep "
+                "the adapters in float32 (peft does unless autocast_adapter_dtype=False), and train with bf16=True."
             )
 
     def begin_update(self, active: bool, progress: float) -> None:
@@ -93,20 +85,20 @@ class NBAR(Method):
             if a.grad is None or b.grad is None or a not in rates:
                 continue
             norm_a, norm_b = global_norm([a.grad]), global_norm([b.grad])
-            sign = torch.where(norm_a >= norm_b, 1.0, -1.0).to(wide(a.dtype))
+            sign = torch.where(norm_a >= norm_b, 1.0, -1.0).to(sum_dtype(a.dtype))
             change = sign * (self._strength * rates[a])
             local(a).mul_((1 + change).to(a.device, a.dtype))
             local(b).mul_((1 - change).to(b.device, b.dtype))
 
 
 def adapter_pairs(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """(A, B) of every LoRA adapter in a PEFT model, those of embeddings included."""
+    """Return (A, B) of each LoRA adapter in a PEFT model, including those of embeddings."""
     pairs = []
     for module in model.modules():
         for name_a, name_b in (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")):
             adapters_a: Any = getattr(module, name_a, None)
             adapters_b: Any = getattr(module, name_b, None)
-            if not isinstance(adapters_a, (nn.ModuleDict, nn.ParameterDict)):  # of the same name, and none of PEFT's
+            if not isinstance(adapters_a, (nn.ModuleDict, nn.ParameterDict)):  # has the same name, but is not PEFT's
                 continue
             for adapter in adapters_a:
                 a: Any = adapters_a[adapter]

@@ -1,15 +1,3 @@
-r"""
-SAM (Foret, Kleiner, Mobahi, Neyshabur: "Sharpness-Aware Minimization for Efficiently Improving Generalization",
-ICLR 2021, arXiv 2010.01412).
-
-    min_w max_{‖ε‖_p ≤ ρ} L(w + ε)
-    ε̂ = ρ · sign(g) |g|^{q−1} / (‖g‖_q^q)^{1/p},    g = ∇L(w),    1/p + 1/q = 1;    p = 2:  ε̂ = ρ g/‖g‖₂
-    u = ∇L(w + ε̂)
-
-ε̂ is the maximiser to first order (equation 2); the base optimizer gets u (equation 3, second-order terms dropped).
-Default ρ: 0.05 (section 3.1).
-"""
-
 from __future__ import annotations
 
 from torch import Tensor
@@ -19,6 +7,18 @@ from ._direction import dual_direction
 
 
 class SAM(Method):
+    r"""
+    SAM (Foret, Kleiner, Mobahi, Neyshabur: "Sharpness-Aware Minimization for Efficiently Improving Generalization",
+    ICLR 2021, arXiv 2010.01412).
+
+        min_w max_{‖ε‖_p ≤ ρ} L(w + ε)
+        ε̂ = ρ · sign(g) |g|^{q−1} / (‖g‖_q^q)^{1/p},    g = ∇L(w),    1/p + 1/q = 1;    p = 2:  ε̂ = ρ g/‖g‖₂
+        u = ∇L(w + ε̂)
+
+    ε̂ is the maximiser to first order (equation 2). The base optimizer gets u (equation 3, without second-order
+    terms). Default ρ: 0.05 (section 3.1).
+    """
+
     name = "sam"
     title = "Sharpness-Aware Minimization"
     paper = "https://arxiv.org/abs/2010.01412"
@@ -28,7 +28,7 @@ class SAM(Method):
   booktitle={International Conference on Learning Representations},
   year={2021}
 }"""
-    summary = "The gradient at the worst point of a ball around w, to first order."
+    summary = "Uses the gradient at the point of highest loss in a ball around w, to first order."
     cost = Cost(passes="k + 1", memory="1")
     default_rho = 0.05
 

@@ -1,25 +1,24 @@
-r"""
-VaSSO (Li, Giannakis: "Enhancing Sharpness-Aware Optimization Through Variance Suppression", NeurIPS 2023,
-arXiv 2309.15639).
-
-    d_t = (1 − θ) d_{t−1} + θ g_t,    ε̂ = ρ d/‖d‖₂
-
-The perturbation follows a moving average of the gradients, which suppresses the noise in the adversary (the first
-update has d = g). Default θ: 0.4; ρ as in SAM.
-"""
-
 from __future__ import annotations
 
 from torch import Tensor
 
 from ..tensors.lists import copy
-from ..tensors.norms import global_norm
 from ._averages import moving_average, unscaled
 from ._base import Ascent, Cost, Method, Option, Point
-from ._direction import clear_if_not_finite, normalized
+from ._direction import ascent_along, checked_norm
 
 
 class VaSSO(Method):
+    r"""
+    VaSSO (Li, Giannakis: "Enhancing Sharpness-Aware Optimization Through Variance Suppression", NeurIPS 2023, arXiv
+    2309.15639).
+
+        d_t = (1 − θ) d_{t−1} + θ g_t,    ε̂ = ρ d/‖d‖₂
+
+    The perturbation follows a moving average of the gradients, which suppresses the noise in the direction. The first
+    update has d = g. Default θ: 0.4; ρ as in SAM.
+    """
+
     name = "vasso"
     title = "Variance-Suppressed Sharpness-aware Optimization"
     paper = "https://arxiv.org/abs/2309.15639"
@@ -35,19 +34,17 @@ class VaSSO(Method):
     keeps_state = True
     options = {
         "theta": Option(
-            0.4, "share of the new gradient in the average", "a number with 0 < θ <= 1", lambda x: 0 < x <= 1
+            0.4, "weight of the new gradient in the average", "a number with 0 < θ <= 1", lambda x: 0 < x <= 1
         )
     }
     refuses = {
-        "sam_p": "its direction is no dual of the gradient",
-        "sam_ascent_steps": "its average is of gradients at w",
+        "sam_p": "its direction is not the dual of a gradient",
+        "sam_ascent_steps": "its average contains only gradients at w",
     }
     theta: float
 
     def ascent(self, grads: list[Tensor], at: Point) -> Ascent:
-        norm = global_norm(grads)
-        finite = norm.isfinite()
-        clear_if_not_finite(grads, finite)
+        norm, finite = checked_norm(grads)
         directions = unscaled(grads, at.loss_scale)
         copy(directions, moving_average(self, "direction", directions, at, finite, self.theta))
-        return normalized(directions, norm, finite)
+        return ascent_along(directions, norm, finite)

@@ -1,24 +1,17 @@
-"""Accuracy and macro-averaged F1, by scikit-learn."""
+"""Accuracy and macro-averaged F1, computed by scikit-learn."""
 
-from __future__ import annotations
-
-import datasets
 import evaluate
+from datasets import Value
 from sklearn.metrics import accuracy_score, f1_score
+
+from sam_hf.metrics import metric_info
 
 
 class Classification(evaluate.Metric):
     """`accuracy` and `f1_macro` of predicted classes."""
 
     def _info(self):
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description="predictions and references: class numbers",
-            features=datasets.Features(
-                {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
-            ),
-        )
+        return metric_info(__doc__, "class numbers", Value("int64"))
 
     def _compute(self, predictions, references):
         return {

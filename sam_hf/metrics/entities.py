@@ -1,10 +1,10 @@
-"""Entity-level precision, recall and F1 of tagged words, by seqeval, and the accuracy of the tags."""
+"""Precision, recall and F1 of the entities in tagged words, and the accuracy of the tags, computed by seqeval."""
 
-from __future__ import annotations
-
-import datasets
 import evaluate
+from datasets import List, Value
 from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score
+
+from sam_hf.metrics import metric_info
 
 
 class Entities(evaluate.Metric):
@@ -13,13 +13,8 @@ class Entities(evaluate.Metric):
     """
 
     def _info(self):
-        tags = datasets.Sequence(datasets.Value("string"))
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description="predictions and references: a list of tags (B-PER, I-PER, O, ...) for each sentence",
-            features=datasets.Features({"predictions": tags, "references": tags}),
-        )
+        inputs = "a list of tags (B-PER, I-PER, O, ...) for each sentence"
+        return metric_info(__doc__, inputs, List(Value("string")))
 
     def _compute(self, predictions, references):
         measures = {"f1": f1_score, "precision": precision_score, "recall": recall_score}

@@ -1,23 +1,17 @@
-"""Micro- and macro-averaged F1 and subset accuracy of multi-label predictions, by scikit-learn."""
+"""Micro- and macro-averaged F1 and subset accuracy of multi-label predictions, computed by scikit-learn."""
 
-from __future__ import annotations
-
-import datasets
 import evaluate
+from datasets import List, Value
 from sklearn.metrics import accuracy_score, f1_score
+
+from sam_hf.metrics import metric_info
 
 
 class MultiLabel(evaluate.Metric):
     """`f1_micro`, `f1_macro` and `subset_accuracy` of 0/1 vectors."""
 
     def _info(self):
-        vector = datasets.List(datasets.Value("int64"))
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description="predictions and references: a 0 or 1 for each label",
-            features=datasets.Features({"predictions": vector, "references": vector}),
-        )
+        return metric_info(__doc__, "a 0 or 1 for each label", List(Value("int64")))
 
     def _compute(self, predictions, references):
         return {

@@ -1,24 +1,17 @@
-"""Mean squared and mean absolute error, by scikit-learn."""
+"""Mean squared and mean absolute error, computed by scikit-learn."""
 
-from __future__ import annotations
-
-import datasets
 import evaluate
+from datasets import Value
 from sklearn.metrics import mean_absolute_error, mean_squared_error
+
+from sam_hf.metrics import metric_info
 
 
 class Regression(evaluate.Metric):
     """`mse` and `mae` of predicted numbers."""
 
     def _info(self):
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description="predictions and references: numbers",
-            features=datasets.Features(
-                {"predictions": datasets.Value("float32"), "references": datasets.Value("float32")}
-            ),
-        )
+        return metric_info(__doc__, "numbers", Value("float32"))
 
     def _compute(self, predictions, references):
         return {

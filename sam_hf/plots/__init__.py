@@ -1,5 +1,5 @@
 """
-Pictures of sharpness and of training: arrays in, matplotlib Axes out.
+Pictures of sharpness and of training. The functions take arrays and return matplotlib Axes.
 
 ```python
 from sam_hf import plots
@@ -7,6 +7,12 @@ from sam_hf import plots
 ax = plots.draw_spectral_density({"sam": (grid, density)}, lambda_max={"sam": 3.1})
 plots.save(ax.figure, "pictures", "spectrum")
 ```
+
+Models are given as dictionaries, with the names that the legend shows as keys. Each function draws on the Axes that it
+is given, or makes a new figure. No function uses pyplot or changes `rcParams`. Each model has its own colour, line
+style and marker. The colours are those of Okabe and Ito, which colour-blind people can tell apart.
+
+The functions need matplotlib: `pip install "sam-hf[plot]"`.
 """
 
 from __future__ import annotations
@@ -36,7 +42,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str):
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import draw  # needs matplotlib, which is optional: `data` and `style` can be used without it
+    from . import draw  # imported on first use: it needs matplotlib, which `data` and `style` do not
 
     return getattr(draw, name)
 

@@ -1,17 +1,4 @@
-"""
-Pictures of sharpness and of training: arrays in, matplotlib Axes out.
-
-```python
-from sam_hf import plots
-
-ax = plots.draw_spectral_density({"sam": (grid, density)}, lambda_max={"sam": 3.1})
-plots.save(ax.figure, "pictures", "spectrum")
-```
-
-Every function draws on the Axes it is given or makes a figure of its own; none touches pyplot or leaves `rcParams`
-changed. Colours are those of Okabe and Ito, which the colour-blind tell apart, and each model has a line style and a
-marker of its own besides. Models come as dictionaries, by the name that the legend shows.
-"""
+"""The drawing functions of `sam_hf.plots`. This module needs matplotlib."""
 
 from __future__ import annotations
 
@@ -31,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from . import data as data
 from . import style as style
-from .data import CURVES, number, shown
+from .data import CURVES, legend_names, number
 from .style import COLORS, COLUMN, LABEL, LINES, MARKERS, TICK, dress
 
 Curve: TypeAlias = "tuple[Any, Any]"
@@ -45,22 +32,21 @@ def draw_spectral_density(
     ax: Axes | None = None,
 ) -> Axes:
     """
-    Densities of the Hessian's eigenvalues on one axis: logarithmic in density, and in λ linear around 0 and
-    logarithmic beyond, so that the bulk at 0 and a few outliers far out are both seen.
+    Draw densities of the Hessian's eigenvalues on one axis. The density axis is logarithmic. The λ axis is linear
+    around 0 and logarithmic beyond, so that both the bulk at 0 and a few far outliers are visible.
 
     Args:
-        spectra (`Mapping[str, tuple]`):
-            Of each model, eigenvalues in ascending order and the density at them, both of shape `(n,)`.
-        lambda_max (`Mapping[str, float]`, *optional*):
-            λmax of models: a vertical line with a triangle, and a number in the legend.
-        sigma (`float`, *optional*):
-            Half the width of the linear part of the λ axis: the smallest width that the densities were smoothed with,
-            below which they show nothing. Defaults to 1 % of the widest range.
-        ax (`Axes`, *optional*): where to draw.
+        spectra (`Mapping[str, tuple]`): for each model, eigenvalues in ascending order and the density at them, both
+            of shape `(n,)`.
+        lambda_max (`Mapping[str, float]`, *optional*): λmax of models, drawn as a vertical line with a triangle and
+            written in the legend.
+        sigma (`float`, *optional*): half the width of the linear part of the λ axis. Give the smallest width that the
+            densities were smoothed with, below which they show no detail. Defaults to 1 % of the widest range.
+        ax (`Axes`, *optional*): the Axes to draw on.
     """
-    curves = {name: data.curve(name, curve) for name, curve in data.some(spectra).items()}
+    curves = {name: data.curve(name, curve) for name, curve in data.not_empty(spectra).items()}
     limits = data.density_limits([density for _, density in curves.values()])
-    marked, labels = lambda_max or {}, shown(curves)
+    marked, labels = lambda_max or {}, legend_names(curves)
     ax = _axes(ax)
     handles = []
     for index, (name, (values, density)) in enumerate(curves.items()):
@@ -88,18 +74,18 @@ def draw_loss_slices(
     ax: Axes | None = None,
 ) -> Axes:
     """
-    Losses along a direction, L(w + αd), of several models on one axis. α = 0 is each model itself.
+    Draw losses along a direction, L(w + αd), of several models on one axis. α = 0 is the model itself.
 
     Args:
-        slices (`Mapping[str, tuple]`): of each model, α and the loss there, both of shape `(n,)`.
+        slices (`Mapping[str, tuple]`): for each model, α and the loss there, both of shape `(n,)`.
         xlabel (`str`, *optional*): what α is, with its unit.
-        loss (`str`, *optional*, defaults to `"loss"`): the loss and its unit, as "cross-entropy (nats)".
-        ax (`Axes`, *optional*): where to draw.
+        loss (`str`, *optional*, defaults to `"loss"`): the loss and its unit, for example "cross-entropy (nats)".
+        ax (`Axes`, *optional*): the Axes to draw on.
     """
     ax = _axes(ax)
     handles = []
-    for index, (name, curve) in enumerate(data.some(slices).items()):
-        handles += ax.plot(*data.curve(name, curve), **style.look(index), label=shown(slices)[name])
+    for index, (name, curve) in enumerate(data.not_empty(slices).items()):
+        handles += ax.plot(*data.curve(name, curve), **style.look(index), label=legend_names(slices)[name])
     ax.axvline(0, color="0.5", linewidth=0.8, linestyle=":", zorder=0)
     style.log_if_wide(ax, [line.get_ydata() for line in handles])
     ax.xaxis.set_major_locator(MaxNLocator(5))
@@ -111,21 +97,21 @@ def draw_loss_between(
     t: Any, losses: Any, ends: tuple[str, str], *, loss: str = "loss", ax: Axes | None = None
 ) -> Axes:
     """
-    The loss on the straight line between two models; the straight dotted line joins the losses of its ends.
+    Draw the loss on the straight line between two models. A straight dotted line joins the losses of the two.
 
     Args:
-        t (array): of shape `(n,)`; 0 is the first model, 1 the second.
-        losses (array): of the same shape.
-        ends (`tuple[str, str]`): names of the two.
+        t (`array`): the positions, of shape `(n,)`. 0 is the first model, 1 the second.
+        losses (`array`): the loss at each, of the same shape.
+        ends (`tuple[str, str]`): the names of the two models.
         loss (`str`, *optional*, defaults to `"loss"`): the loss and its unit.
-        ax (`Axes`, *optional*): where to draw.
+        ax (`Axes`, *optional*): the Axes to draw on.
     """
     ax = _axes(ax)
     t, losses = data.curve("between", (t, losses))
     ax.plot(t, losses, **style.look(0))
     at_ends = [float(losses[np.argmin(np.abs(t - end))]) for end in (0, 1)]
     ax.plot([0, 1], at_ends, color="0.5", linewidth=0.8, linestyle=":", zorder=0)
-    labels = [shown(ends, 24)[end] for end in ends]
+    labels = [legend_names(ends, 24)[end] for end in ends]
     for index, end in enumerate((0, 1)):
         ax.axvline(end, color="0.5", linewidth=0.8, linestyle=":", zorder=0)
         ax.annotate(
@@ -149,20 +135,19 @@ def draw_m_sharpness(
     ax: Axes | None = None,
 ) -> Axes:
     """
-    m-sharpness against m: the mean over groups with one standard error, and the worst group.
+    Draw m-sharpness against m: the mean over groups with one standard error, and the worst group.
 
     Args:
-        rows (`Mapping[str, Sequence]`):
-            Of each model, `{"m": …, "mean": …, "error": …, "max": …}` for each m. `error` and `max` may be absent,
-            and an error that is not finite (a single group) is not drawn.
-        p (`float` or `str`, *optional*, defaults to `2`): order of the norm, for the label: 2 or inf.
-        rho (`float`, *optional*): the radius, for the label.
-        ax (`Axes`, *optional*): where to draw.
+        rows (`Mapping[str, Sequence]`): for each model, `{"m": …, "mean": …, "error": …, "max": …}` for each m.
+            `error` and `max` may be missing. An error that is not finite (a single group) is not drawn.
+        p (`float` or `str`, *optional*, defaults to `2`): the order of the norm for the label, 2 or inf.
+        rho (`float`, *optional*): the radius for the label.
+        ax (`Axes`, *optional*): the Axes to draw on.
     """
     ax = _axes(ax)
     handles: list[Any] = []
     drawn: list[np.ndarray] = []
-    labels = shown(data.some(rows))
+    labels = legend_names(data.not_empty(rows))
     for index, (name, of_model) in enumerate(rows.items()):
         ordered = sorted(of_model, key=lambda row: row["m"])
         look = style.look(index) | {"linestyle": "-"}
@@ -192,38 +177,36 @@ def draw_loss_surfaces(
     axes: Sequence[Axes] | None = None,
 ) -> list[Axes]:
     """
-    Contours of loss surfaces L(w + αd₁ + βd₂), side by side on one scale: the same colour is the same loss in all of
-    them, and one colour bar tells which. A cross marks the model itself, a triangle the lowest point of the grid.
-    Grey: the loss is not finite.
+    Draw contours of loss surfaces L(w + αd₁ + βd₂) side by side. They share one scale and one colour bar, so the same
+    colour means the same loss. A cross marks the model itself, a triangle the lowest point of the grid. Where the loss
+    is not finite, the picture is grey.
 
     Args:
-        surfaces (`Mapping[str, tuple]`):
-            Of each model, α of shape `(n,)`, β of shape `(k,)` and losses of shape `(n, k)`.
-        levels (`Sequence[float]` or `int`, *optional*, defaults to `12`):
-            The levels, or about how many. They are spaced evenly, or by equal factors where the highest loss is more
-            than ten times the lowest.
-        loss (`str`, *optional*, defaults to `"loss"`):
-            The loss and its unit.
-        axes (`Sequence[Axes]`, *optional*): where to draw: one of each, in one figure.
+        surfaces (`Mapping[str, tuple]`): for each model, α of shape `(n,)`, β of shape `(k,)` and losses of shape
+            `(n, k)`.
+        levels (`Sequence[float]` or `int`, *optional*, defaults to `12`): the levels, or their approximate number.
+            They are spaced evenly, or by equal factors if the highest loss is more than ten times the lowest.
+        loss (`str`, *optional*, defaults to `"loss"`): the loss and its unit.
+        axes (`Sequence[Axes]`, *optional*): the Axes to draw on, one per surface, in one figure.
     """
-    grids = {name: data.grid(name, *surface) for name, surface in data.some(surfaces).items()}
+    grids = {name: data.grid(name, *surface) for name, surface in data.not_empty(surfaces).items()}
     axes = _row_of_axes(len(grids)) if axes is None else list(axes)
     if len(axes) != len(grids):
-        raise ValueError(f"{len(axes)} axes for {len(grids)} surfaces: one of each")
-    steps, scale = data.shared_levels([values for *_, values in grids.values()], levels, _round)
+        raise ValueError(f"{len(axes)} axes were given for {len(grids)} surfaces. Give one for each.")
+    steps, scale = data.shared_levels([values for *_, values in grids.values()], levels, _rounded_levels)
     for ax, (name, (x, y, values)) in zip(axes, grids.items(), strict=True):
         masked = np.ma.masked_invalid(values.T)
         ax.set_facecolor("0.85")
         filled = ax.contourf(x, y, masked, levels=steps, norm=scale, cmap="cividis")
         ax.contour(x, y, masked, levels=steps, norm=scale, colors="white", linewidths=0.4)
         i, j = np.unravel_index(np.argmin(np.where(np.isfinite(values), values, np.inf)), values.shape)
-        # The smaller one above: they often coincide
+        # The smaller marker is drawn last, since the two often coincide
         ax.plot(x[i], y[j], "v", color=COLORS[4], markersize=9, label="lowest point of the grid", **style.OUTLINE)
         ax.plot(0, 0, "X", color="white", markersize=5.5, label="the model itself", **style.OUTLINE)
         dress(ax, "α along d₁ (filter norms)", "β along d₂ (filter norms)" if ax is axes[0] else "")
         ax.grid(False)
         ax.set_aspect("equal")
-        ax.set_title(f"{shown(grids)[name]}\nlowest {number(values[i, j])}", fontsize=LABEL)
+        ax.set_title(f"{legend_names(grids)[name]}\nlowest {number(values[i, j])}", fontsize=LABEL)
     bar = axes[0].figure.colorbar(filled, ax=axes, ticks=steps[:: max(1, len(steps) // 6)], format=style.tick)
     bar.set_label(loss, fontsize=LABEL)
     bar.ax.tick_params(labelsize=TICK)
@@ -239,35 +222,36 @@ def draw_training_curves(
     axes: Sequence[Axes] | None = None,
 ) -> list[Axes]:
     """
-    Loss, sharpness and cosine of runs against the update, one below the other on one axis of updates.
+    Draw what runs logged, such as loss, sharpness and cosine, one metric below the other on a common axis of updates.
 
     Args:
-        histories (`Mapping[str, Sequence]`):
-            Of each run, Trainer's `state.log_history`: dictionaries with `step`. What a run did not log is not drawn.
-        keys (`Sequence[str]`, *optional*):
-            Which of `CURVES` to draw, from the top. Defaults to those that any run logged, `sam_rho` only where it
-            changes. With `loss` comes `eval_loss`, dashed with open markers.
-        axes (`Sequence[Axes]`, *optional*): where to draw: one of each key.
+        histories (`Mapping[str, Sequence]`): for each run, Trainer's `state.log_history`: dictionaries with `step`.
+            What a run did not log is not drawn.
+        keys (`Sequence[str]`, *optional*): the metrics to draw, from the top: `loss` (with `eval_loss`, which has open
+            markers), `sam_sharpness`, `sam_grad_cosine`, `sam_rho`, `eval_sharpness_lambda_max` or `eval_sharpness_m`.
+            Defaults to those that any run logged, with `sam_rho` only if it changes.
+        axes (`Sequence[Axes]`, *optional*): the Axes to draw on, one per key.
     """
-    keys = data.logged(data.some(histories)) if keys is None else list(keys)
+    keys = data.logged(data.not_empty(histories)) if keys is None else list(keys)
     if not keys or set(keys) - set(CURVES):
-        raise ValueError(f"keys={keys}: some of {', '.join(CURVES)}, and a run that logged them")
+        raise ValueError(f"keys={keys} is not allowed: it must be some of {', '.join(CURVES)} that a run logged.")
     if axes is None:
         figure = Figure(figsize=(COLUMN * 1.25, 0.5 + 1.35 * len(keys)), layout="constrained")
         axes = list(figure.subplots(len(keys), 1, sharex=True, squeeze=False)[:, 0])
     if len(axes) != len(keys):
-        raise ValueError(f"{len(axes)} axes for {len(keys)} curves ({', '.join(keys)}): one of each")
+        raise ValueError(f"{len(axes)} axes were given for {len(keys)} curves ({', '.join(keys)}). Give one for each.")
     handles: list[Any] = []
+    labels = legend_names(histories)
     for ax, key in zip(axes, keys, strict=True):
         for index, (name, entries) in enumerate(histories.items()):
             marker = MARKERS[index % len(MARKERS)] if key.startswith("eval_") else ""
             look = style.look(index) | {"marker": marker}
-            drawn = ax.plot(*data.history(entries, key), **look, label=shown(histories)[name])
+            drawn = ax.plot(*data.history(entries, key), **look, label=labels[name])
             handles += drawn if ax is axes[0] else []
             if key == "loss" and len(data.history(entries, "eval_loss")[0]):
                 open_marker = {"marker": MARKERS[index % len(MARKERS)], "markerfacecolor": "white", "linewidth": 0.7}
-                label = f"{shown(histories)[name]}: evaluation"
-                handles += ax.plot(*data.history(entries, "eval_loss"), **look | open_marker, label=label)
+                look |= open_marker | {"label": f"{labels[name]}: evaluation"}
+                handles += ax.plot(*data.history(entries, "eval_loss"), **look)
         dress(ax, "update" if ax is axes[-1] else "", CURVES[key])
     style.legend(axes[0], handles)
     return list(axes)
@@ -275,14 +259,22 @@ def draw_training_curves(
 
 def save(figure: Figure, folder: str | Path, name: str) -> tuple[Path, Path]:
     """
-    Write `name.png` (200 dots an inch) and `name.svg` (text as text) into `folder`. The same figure gives the same
-    bytes: no date, and ids that hang on `name` alone. Returns the two paths.
+    Write `name.png` (200 dots per inch) and `name.svg` (with text as text) into `folder`. The same figure gives the
+    same bytes: the files have no date, and their ids depend on `name` only.
+
+    Args:
+        figure (`Figure`): the figure, for example `ax.figure`.
+        folder (`str` or `Path`): the folder, which is created if necessary.
+        name (`str`): the file name without its ending.
+
+    Returns:
+        `tuple[Path, Path]`: the paths of the PNG and the SVG file.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
     figure.savefig(png, dpi=200, facecolor="white")
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):  # savefig takes neither
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):  # savefig has no options for these
         figure.savefig(svg, facecolor="white", metadata={"Date": None, "Creator": None})
     return png, svg
 
@@ -296,5 +288,5 @@ def _row_of_axes(count: int) -> list[Axes]:
     return list(figure.subplots(1, count, squeeze=False, sharex=True, sharey=True)[0])
 
 
-def _round(lowest: float, highest: float, count: int) -> Any:
+def _rounded_levels(lowest: float, highest: float, count: int) -> Any:
     return MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]).tick_values(lowest, highest)

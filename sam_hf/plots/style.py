@@ -1,4 +1,4 @@
-"""How [`plotting`](plotting.py)'s Axes look: colours, lines, ticks, legends. Works on Axes, without matplotlib."""
+"""The style of the pictures: colours, lines, ticks and legends. This module works on Axes and needs no matplotlib."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .data import number
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito, "Color Universal Design" (2008), without the yellow that white paper swallows
+# Okabe and Ito, "Color Universal Design" (2008), without yellow, which is hard to see on white paper
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-COLUMN = 3.4  # inches: one column of print
-LABEL, TICK = 8, 7  # points, legible at that width
-# Of markers on a coloured ground, which may lie on the edge of it
+COLUMN = 3.4  # inches: one column of a printed page
+LABEL, TICK = 8, 7  # points, readable at that width
+# For markers on a coloured area, which may lie on its edge
 OUTLINE: dict[str, Any] = {
     "markeredgecolor": "black",
     "markeredgewidth": 0.7,
@@ -29,7 +29,7 @@ OUTLINE: dict[str, Any] = {
 
 
 def look(index: int) -> dict[str, Any]:
-    """Keywords of the line of the model that comes `index`-th: they differ in colour, in line style and in marker."""
+    """Return the line options of model number `index`. Models differ in colour, in line style and in marker."""
     return {
         "color": COLORS[index % len(COLORS)],
         "linestyle": LINES[index % len(LINES)],
@@ -40,7 +40,7 @@ def look(index: int) -> dict[str, Any]:
 
 
 def dress(ax: Axes, xlabel: str, ylabel: str) -> None:
-    """Labels, small ticks, a faint grid, and no frame where there is no axis."""
+    """Set labels, small ticks and a faint grid, and remove the frame on the sides without an axis."""
     ax.set_xlabel(xlabel, fontsize=LABEL)
     ax.set_ylabel(ylabel, fontsize=LABEL)
     ax.tick_params(which="both", labelsize=TICK, width=0.6, length=2.5)
@@ -55,8 +55,8 @@ def dress(ax: Axes, xlabel: str, ylabel: str) -> None:
 
 
 def legend(ax: Axes, handles: Sequence[Any], below: bool = False) -> Axes:
-    """Outside the Axes, where it hides nothing: above, or `below` the whole figure."""
-    # Labels beside the handles: matplotlib leaves out artists whose own label starts with an underscore
+    """Put the legend outside the Axes, where it hides nothing: above them, or `below` the whole figure."""
+    # Labels are passed in addition to handles: matplotlib leaves out artists whose own label starts with an underscore
     labels = [handle.get_label() for handle in handles]
     options: dict[str, Any] = {"fontsize": TICK, "frameon": False, "handlelength": 2.6, "columnspacing": 1.2}
     if below:
@@ -70,7 +70,7 @@ def legend(ax: Axes, handles: Sequence[Any], below: bool = False) -> Axes:
 
 
 def log_if_wide(ax: Axes, curves: Sequence[Any], factor: float = 50) -> None:
-    """A logarithmic y axis where all values are above 0 and the highest is more than `factor` times the lowest."""
+    """Make the y axis logarithmic if all values are above 0 and the highest is more than `factor` times the lowest."""
     values = np.concatenate([np.asarray(curve, dtype=float) for curve in curves])
     values = values[np.isfinite(values)]
     if len(values) and values.min() > 0 and values.max() > factor * values.min():
@@ -80,13 +80,13 @@ def log_if_wide(ax: Axes, curves: Sequence[Any], factor: float = 50) -> None:
 
 
 def symlog_ticks(ax: Axes, linear: float) -> None:
-    """Ticks of a symmetric logarithmic x axis: 0 and powers of ten, as many as leave room for their labels."""
+    """Set the ticks of a symmetric logarithmic x axis: 0 and as many powers of ten as their labels leave room for."""
     low, high = ax.get_xlim()
     first = int(np.ceil(np.log10(linear) - 1e-9))
     last = int(np.floor(np.log10(max(abs(low), abs(high), linear))))
     stride = 1 + (last - first) // 4
     powers = 10.0 ** np.arange(last, first - 1, -stride)[::-1]
-    negative = [-power for power in powers if -power >= low][-1:]  # the one next to 0; the negative side is short
+    negative = [-power for power in powers if -power >= low][-1:]  # only the one next to 0: the negative side is short
     ax.set_xticks([*negative, 0.0, *powers])
     ax.set_xticks([], minor=True)
     ax.xaxis.set_major_formatter(tick)

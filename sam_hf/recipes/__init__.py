@@ -1,31 +1,27 @@
-"""The finetuning programs of `scripts/`, which the installed package carries as `sam_hf.recipes`."""
+"""The finetuning programs. `sam-hf NAME` and `scripts/finetune_NAME.py` run them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
+# Name -> what it does. The programs are imported only when they are used, since they import torch
 RECIPES = {
     "text": "Finetune on text, one sentence or a pair.",
     "image": "Finetune an image classifier.",
 }
 
 
-def recipe_main(name: str) -> Callable[[list[str] | None], None]:
-    """
-    `main` of `scripts/finetune_NAME.py`, to be called with the options of its command line.
-
-    Args:
-        name (`str`): one of `RECIPES`.
-    """
+def recipe_main(name: str) -> Callable[[Sequence[str] | None], None]:
+    """Return the function `main` of the recipe `name`, which takes the words of its command line."""
     return _module(name).main
 
 
 def recipe_argument_types(name: str) -> list[type]:
-    """The three dataclasses that the recipe's options are fields of: of the data, the model and the training."""
-    return _module(name).argument_types()
+    """Return the three dataclasses of the recipe's options: of the data, the model and the training."""
+    return _module(name).ARGUMENT_TYPES
 
 
 def _module(name: str) -> Any:
-    return import_module(f"sam_hf.recipes.finetune_{name}")
+    return import_module(f"{__name__}.finetune_{name}")

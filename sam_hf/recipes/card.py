@@ -1,4 +1,4 @@
-"""What a program knows of its model and data that Trainer does not, for the model card."""
+"""Facts for the model card that a recipe knows and Trainer does not: where the model and the data come from."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ if TYPE_CHECKING:
 
 def card_arguments(data: ExampleArguments, model: ModelArguments, task: str) -> dict[str, Any]:
     """
-    Keyword arguments of [`~transformers.Trainer.create_model_card`].
+    Return keyword arguments of [`~transformers.Trainer.create_model_card`].
 
-    What is on this machine alone is said to be local, and not named: its path is nobody's business, and no data set
-    or model of the Hub.
+    A model or data set that is only on this machine has no name on the Hub, and its path is private. The card calls it
+    local and does not name it.
 
     Args:
         data (`ExampleArguments`): where the examples come from.
         model (`ModelArguments`): where the weights come from.
-        task (`str`): the Hub's name of the task, `"text-classification"` for example.
+        task (`str`): the Hub's name of the task, for example `"text-classification"`.
     """
-    return {"tasks": task, **_of_model(model.model_name_or_path or ""), **_of_data(data)}
+    return {"tasks": task, **_model_facts(model.model_name_or_path or ""), **_data_facts(data)}
 
 
 def trl_card_arguments(data: ExampleArguments, output_dir: str) -> dict[str, Any]:
     """
-    The same for TRL's trainers, whose card has fewer arguments and takes the model's name from its configuration.
+    Return the same for TRL's trainers, whose card has fewer arguments and names the model by its configuration.
 
     Args:
         data (`ExampleArguments`): where the examples come from.
-        output_dir (`str`): the folder that the model is named after.
+        output_dir (`str`): the folder that the trained model is named after.
     """
     name = data.dataset_name
     on_hub = name is not None and not is_demo(name) and not Path(name).exists()
     return {"model_name": Path(output_dir).absolute().name, **({"dataset_name": name} if on_hub else {})}
 
 
-def _of_model(name: str) -> dict[str, Any]:
+def _model_facts(name: str) -> dict[str, Any]:
     if is_demo(name):
         asset = ASSETS[name.removeprefix(PREFIX)]
         return {"license": asset.licence_on_hub, "finetuned_from": asset.name_on_hub}
     return {} if Path(name).is_dir() else {"finetuned_from": name}
 
 
-def _of_data(data: ExampleArguments) -> dict[str, Any]:
+def _data_facts(data: ExampleArguments) -> dict[str, Any]:
     name = data.dataset_name
     if name is None:
         file = data.validation_file or data.train_file or data.test_file

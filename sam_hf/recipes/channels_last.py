@@ -1,4 +1,4 @@
-"""The channels-last layout of a model's weights, and optimizer states that lie in memory as the weights do."""
+"""The channels-last memory layout of a model's weights, and optimizer states in the same layout."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ..errors import UsageError
 
 
 def to_channels_last(model: Any, args: Any) -> Any:
-    """`model` with its convolutions' weights channels last; they hand the layout on to what they compute."""
+    """Return `model` with convolution weights in the channels-last layout, which their outputs then have too."""
     if args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
-        raise UsageError("channels_last cannot go with FSDP, which shards weights in the usual layout alone")
+        raise UsageError("channels_last cannot go with FSDP, which shards weights only in the usual layout")
     return model.to(memory_format=torch.channels_last)
 
 
 class StateLayout(TrainerCallback):
     """
-    Lays the optimizer's states out as their weights, when a checkpoint has them in the other layout.
+    Gives the optimizer's states the layout of their weights, if a checkpoint has them in the other layout.
 
-    torch's fused AdamW reads weights, gradients and states side by side as they lie in memory, and is silently wrong
-    where they lie differently.
+    torch's fused AdamW reads weights, gradients and states in the order in which they lie in memory. It is silently
+    wrong if the orders differ.
     """
 
     def on_train_begin(self, args, state, control, optimizer=None, **kwargs):

@@ -1,27 +1,39 @@
 """
-Finetune a pretrained checkpoint on images with Sharpness-Aware Minimization: any that AutoModelForImageClassification
-loads, timm's included.
+Finetune a pretrained checkpoint on images with Sharpness-Aware Minimization. Every checkpoint that
+AutoModelForImageClassification loads will do, those of timm included.
 """
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from ..command_line.parsing import parse_arguments, run
-from ..errors import UsageError
+import torch
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from ..arguments.fields import SAMTrainingArguments
+from ..command_line import parse_arguments
+from ..errors import BrokenImageError, UsageError
+from ..inputs.checkpoints import from_checkpoint, label_arguments
 from ..inputs.options import DataArguments, ModelArguments, option
+from ..inputs.splits import load_labelled
+from ..trainer.mixin import SAMTrainer
+from .card import card_arguments
+from .channels_last import StateLayout, to_channels_last
+from .lora import with_lora
+from .loss import loss_function
+from .run import LabelNoise, label_columns, metrics_function, run_recipe, start_run
 
 
 @dataclass
 class ImageArguments(DataArguments):
-    train_dir: str | None = option(None, "Training images: a folder that holds one folder a class.")
+    train_dir: str | None = option(None, "Training images: a folder that holds one folder per class.")
     validation_dir: str | None = option(None, "Validation images, in class folders.")
-    test_dir: str | None = option(None, "Images to predict, in class folders or in none.")
+    test_dir: str | None = option(None, "Images to predict, with or without class folders.")
     image_column: str | None = option(None, "Column with the images. Default: the one that holds some, or image.")
     image_size: int | None = option(None, "Height and width of the model's input. Default: the checkpoint's.")
-    crop_scale_min: float = option(0.08, "Least share of the area in a random crop; 1 takes the centre crop.")
+    crop_scale_min: float = option(0.08, "Smallest share of the area in a random crop; 1 takes the centre crop.")
     horizontal_flip: float = option(0.5, "Probability of mirroring a training image.")
     channels_last: bool = option(False, "Channels-last memory layout, in which convolutions can be faster.")
 
@@ -35,42 +47,37 @@ class ImageArguments(DataArguments):
             raise UsageError(f"horizontal_flip={self.horizontal_flip} is not allowed: it must be from 0 to 1")
 
 
-def argument_types() -> list[type]:
-    from ..arguments.fields import SAMTrainingArguments
-
-    return [ImageArguments, ModelArguments, SAMTrainingArguments]
+ARGUMENT_TYPES: list[type] = [ImageArguments, ModelArguments, SAMTrainingArguments]
 
 
-def main(argv: list[str] | None = None) -> None:
-    data, model_arguments, args = parse_arguments(argument_types(), sys.argv[1:] if argv is None else argv, __doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    data, model_arguments, args = parse_arguments(ARGUMENT_TYPES, argv, __doc__)
 
-    from transformers import AutoImageProcessor, set_seed
+    # pillow is an optional dependency, and --help works without it
+    from ..inputs.image_format import ImageFormat
+    from ..inputs.images import ImageTransform, check_images
 
-    from ..errors import BrokenImageError
-    from ..inputs.checkpoints import from_checkpoint, model_path, starting_point
-    from ..inputs.images import check_images
-    from ..trainer.mixin import SAMTrainer
-    from .card import card_arguments
-    from .channels_last import StateLayout, to_channels_last
-    from .loss import loss_function
-    from .run import carry_out, find_checkpoint, metrics_function, write_labels
+    args.remove_unused_columns = False  # ImageTransform needs the image column, which no model takes as an argument
+    checkpoint, weights, resume_from = start_run(args, model_arguments)
+    encoded, scheme, replaced, columns = load_images(data, args, checkpoint)
 
-    set_seed(args.seed)
-    args.remove_unused_columns = False  # the transform needs the image column, which no model's forward names
-    resume_from = find_checkpoint(args, model_arguments.overwrite_output_dir)
-    path = model_path(model_arguments.model_name_or_path)
-    encoded, scheme, replaced, columns = load_images(data, args, path)
-
-    processor = from_checkpoint(AutoImageProcessor, path)
-    model, image_format = load_model(
-        starting_point(path, resume_from), scheme, processor, data.image_size, model_arguments
-    )
-    if data.channels_last:
-        model = to_channels_last(model, args)
-    splits = {split: as_tensors(encoded[split], columns[split], image_format, data, split) for split in encoded}
+    processor = from_checkpoint(AutoImageProcessor, checkpoint)
+    model = from_checkpoint(AutoModelForImageClassification, weights, **label_arguments(scheme.names))
+    image_format = ImageFormat.of(processor, model.config, data.image_size)
+    if data.image_size is not None:
+        check_image_size(model, image_format)
+        image_format.write_to(processor, model.config)
+    model = with_lora(model, model_arguments)
+    augmentation = {"crop_scale_min": data.crop_scale_min, "horizontal_flip": data.horizontal_flip}
+    splits = {
+        split: dataset.with_transform(
+            ImageTransform(image_format, columns[split], "labels", train=split == "train", **augmentation)
+        )
+        for split, dataset in encoded.items()
+    }
 
     trainer = SAMTrainer(
-        model=model,
+        model=to_channels_last(model, args) if data.channels_last else model,
         args=args,
         train_dataset=splits.get("train"),
         eval_dataset=splits.get("validation"),
@@ -79,36 +86,34 @@ def main(argv: list[str] | None = None) -> None:
         compute_metrics=metrics_function(scheme.problem_type),
         callbacks=[StateLayout()],
     )
-    card = card_arguments(data, model_arguments, "image-classification")
     try:
-        carry_out(
+        run_recipe(
             trainer,
             resume_from,
-            card,
-            splits.get("test"),
-            partial(write_labels, scheme=scheme),
-            noise=data.label_noise,
-            replaced=replaced,
+            card_arguments(data, model_arguments, "image-classification"),
             save_model=model_arguments.save_final_model,
+            label_noise=LabelNoise(data.label_noise, replaced),
+            predict_dataset=splits.get("test"),
+            prediction_columns=partial(label_columns, scheme=scheme),
         )
     except BrokenImageError:
-        for split in encoded:  # the header was sound; which row it is, only decoding every image tells
+        # The file's header was sound. Only decoding every image shows which row it is
+        for split in encoded:
             check_images(encoded[split], columns[split], split, decoded=True)
         raise
 
 
-def load_images(data: ImageArguments, args, path: str):
-    """The splits with their images encoded and checked, the label scheme, labels replaced, and the image columns."""
+def load_images(data: ImageArguments, args, checkpoint: str):
+    """Return splits with encoded and checked images, label scheme, number of labels replaced, and image columns."""
     from ..inputs.images import check_image_folder, check_images, encoded_images, find_image_column
-    from ..inputs.splits import load_labelled
 
     folders = {"train": data.train_dir, "validation": data.validation_dir, "test": data.test_dir}
     for split, folder in folders.items():
         if folder is not None:
             check_image_folder(folder, needs_classes=split != "test")
-    splits, scheme, replaced = load_labelled(data, args, path, folders)
+    splits, scheme, replaced = load_labelled(data, args, checkpoint, folders)
     if scheme.problem_type != "single_label_classification":
-        raise UsageError(f"labels of images must be classes: these make a {scheme.problem_type}")
+        raise UsageError(f"the labels of images must be classes: these labels make a {scheme.problem_type}")
     columns = {split: find_image_column(splits[split], data.image_column) for split in splits}
     for split, column in columns.items():
         splits[split] = encoded_images(splits[split], column)
@@ -116,49 +121,11 @@ def load_images(data: ImageArguments, args, path: str):
     return splits, scheme, replaced, columns
 
 
-def load_model(path: str, scheme, processor, image_size: int | None, model_arguments: ModelArguments):
-    """The checkpoint at `path` with an output for each class, and with adapters on request; and what it takes in."""
-    from transformers import AutoModelForImageClassification
-
-    from ..inputs.checkpoints import from_checkpoint, outputs_named
-    from ..inputs.image_format import ImageFormat
-    from .lora import head_name, with_lora
-
-    model = from_checkpoint(AutoModelForImageClassification, path, **outputs_named(scheme.names))
-    image_format = ImageFormat.of(processor, model.config, image_size)
-    if image_size is not None:
-        check_image_size(model, image_format)
-        image_format.write_to(processor, model.config)
-    model = with_lora(model, model_arguments, head=head_name(model) if model_arguments.lora_r else None)
-    return model, image_format
-
-
 def check_image_size(model, image_format) -> None:
-    """Refuse a size that the checkpoint cannot take, most often for its position embeddings."""
-    import torch
-
+    """Refuse a size that the checkpoint cannot take, most often because of its position embeddings."""
     try:
         with torch.no_grad():
             model(torch.zeros(1, image_format.channels, *image_format.crop, dtype=model.dtype))
     except (ValueError, RuntimeError, AssertionError) as error:
         height, width = image_format.crop
         raise UsageError(f"image_size: the checkpoint does not take {height}×{width}: {error}") from error
-
-
-def as_tensors(dataset, column: str, image_format, data: ImageArguments, split: str):
-    """`dataset` with its images decoded when they are asked for, those of training in random crops and mirrored."""
-    from ..inputs.images import ImageTransform
-
-    transform = ImageTransform(
-        image_format,
-        column,
-        label_column="labels",
-        train=split == "train",
-        crop_scale_min=data.crop_scale_min,
-        horizontal_flip=data.horizontal_flip,
-    )
-    return dataset.with_transform(transform)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from ..command_line.parsing import parse_arguments, run
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
+
+from ..arguments.fields import SAMTrainingArguments
+from ..command_line import parse_arguments
+from ..inputs.checkpoints import from_checkpoint, label_arguments
 from ..inputs.options import DataArguments, ModelArguments, option
+from ..inputs.splits import load_labelled
+from ..inputs.texts import text_columns, tokenize_texts
+from ..trainer.mixin import SAMTrainer
+from .card import card_arguments
+from .lora import with_lora
+from .loss import loss_function
+from .run import LabelNoise, label_columns, metrics_function, run_recipe, start_run
 
 
 @dataclass
@@ -17,41 +28,27 @@ class TextArguments(DataArguments):
     max_seq_length: int = option(128, "Longer texts are cut to this many tokens.")
 
 
-def argument_types() -> list[type]:
-    from ..arguments.fields import SAMTrainingArguments
-
-    return [TextArguments, ModelArguments, SAMTrainingArguments]
+ARGUMENT_TYPES: list[type] = [TextArguments, ModelArguments, SAMTrainingArguments]
 
 
-def main(argv: list[str] | None = None) -> None:
-    data, model_arguments, args = parse_arguments(argument_types(), sys.argv[1:] if argv is None else argv, __doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    data, model_arguments, args = parse_arguments(ARGUMENT_TYPES, argv, __doc__)
+    checkpoint, weights, resume_from = start_run(args, model_arguments)
+    splits, scheme, replaced = load_labelled(data, args, checkpoint)
+    columns = text_columns(next(iter(splits.values())), data.text_column, data.text_pair_column)
 
-    from transformers import AutoTokenizer, DataCollatorWithPadding, set_seed
-
-    from ..inputs.checkpoints import from_checkpoint, model_path, starting_point
-    from ..inputs.splits import load_labelled
-    from ..inputs.texts import text_columns, tokenized
-    from ..trainer.mixin import SAMTrainer
-    from .card import card_arguments
-    from .loss import loss_function
-    from .run import carry_out, find_checkpoint, metrics_function, write_labels
-
-    set_seed(args.seed)
-    resume_from = find_checkpoint(args, model_arguments.overwrite_output_dir)
-    path = model_path(model_arguments.model_name_or_path)
-    splits, scheme, replaced = load_labelled(data, args, path)
-    texts = text_columns(next(iter(splits.values())), data.text_column, data.text_pair_column)
-
-    tokenizer = from_checkpoint(AutoTokenizer, path)
+    tokenizer = from_checkpoint(AutoTokenizer, checkpoint)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model = load_model(starting_point(path, resume_from), scheme, tokenizer, model_arguments)
+    outputs = {"problem_type": scheme.problem_type, **label_arguments(scheme.names)}
+    model = from_checkpoint(AutoModelForSequenceClassification, weights, **outputs)
+    model.config.pad_token_id = tokenizer.pad_token_id
     with args.main_process_first(desc="tokenizing"):
         for split in splits:
-            splits[split] = tokenized(splits[split], tokenizer, texts, data.max_seq_length)
+            splits[split] = tokenize_texts(splits[split], tokenizer, columns, data.max_seq_length)
 
     trainer = SAMTrainer(
-        model=model,
+        model=with_lora(model, model_arguments, task="SEQ_CLS"),
         args=args,
         train_dataset=splits.get("train"),
         eval_dataset=splits.get("validation"),
@@ -60,31 +57,12 @@ def main(argv: list[str] | None = None) -> None:
         compute_loss_func=loss_function(scheme.problem_type, args.label_smoothing_factor),
         compute_metrics=metrics_function(scheme.problem_type),
     )
-    card = card_arguments(data, model_arguments, "text-classification")
-    carry_out(
+    run_recipe(
         trainer,
         resume_from,
-        card,
-        splits.get("test"),
-        partial(write_labels, scheme=scheme),
-        noise=data.label_noise,
-        replaced=replaced,
+        card_arguments(data, model_arguments, "text-classification"),
         save_model=model_arguments.save_final_model,
+        label_noise=LabelNoise(data.label_noise, replaced),
+        predict_dataset=splits.get("test"),
+        prediction_columns=partial(label_columns, scheme=scheme),
     )
-
-
-def load_model(path: str, scheme, tokenizer, model_arguments: ModelArguments):
-    """The checkpoint at `path` with an output for each label, and with adapters on request."""
-    from transformers import AutoModelForSequenceClassification
-
-    from ..inputs.checkpoints import from_checkpoint, outputs_named
-    from .lora import with_lora
-
-    outputs = outputs_named(scheme.names)
-    model = from_checkpoint(AutoModelForSequenceClassification, path, problem_type=scheme.problem_type, **outputs)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    return with_lora(model, model_arguments)
-
-
-if __name__ == "__main__":
-    run(main)

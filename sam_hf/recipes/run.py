@@ -1,31 +1,68 @@
-"""Training, evaluation, prediction and the report: the part of a run that all programs share."""
+"""The part of a run that all recipes share: its start, training, evaluation, prediction, and the report."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import expit, softmax
-from transformers import TrainerCallback
+from transformers import TrainerCallback, set_seed
 
 from ..errors import UsageError
+from ..inputs.checkpoints import model_path, weights_path
 from ..inputs.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ..metrics import load_metric
+from ..trainer.checkpoint_files import last_whole_checkpoint
 
 if TYPE_CHECKING:
     from ..inputs.labels import LabelScheme
+    from ..inputs.options import ModelArguments
+
+
+@dataclass(frozen=True)
+class LabelNoise:
+    """Noise on the training labels: the share that was asked for, and how many labels were replaced."""
+
+    share: float
+    replaced: int
+
+
+def start_run(args: Any, model_arguments: ModelArguments) -> tuple[str, str, str | None]:
+    """
+    Set the seed, and find what the run starts from.
+
+    Returns:
+        `tuple[str, str, str | None]`: the pretrained checkpoint, for its configuration and tokenizer; the checkpoint
+        that the weights are loaded from; and the checkpoint that training resumes from, if there is one.
+    """
+    set_seed(args.seed)
+    resume_from = _checkpoint_to_resume(args, model_arguments.overwrite_output_dir)
+    checkpoint = model_path(model_arguments.model_name_or_path or "")
+    return checkpoint, weights_path(checkpoint, resume_from), resume_from
+
+
+def _checkpoint_to_resume(args: Any, overwrite: bool) -> str | None:
+    if args.resume_from_checkpoint:
+        if not Path(args.resume_from_checkpoint).is_dir():
+            raise UsageError(f"resume_from_checkpoint={args.resume_from_checkpoint} does not exist")
+        return args.resume_from_checkpoint
+    if Path(args.output_dir).is_file():
+        raise UsageError(f"output_dir={args.output_dir} is a file: it must be a folder")
+    if overwrite or not Path(args.output_dir).is_dir():
+        return None
+    return last_whole_checkpoint(args.output_dir)
 
 
 def metrics_function(problem_type: str) -> Callable[[Any], dict[str, float]]:
-    """A `compute_metrics` for Trainer over the metrics that this package carries."""
+    """Return a `compute_metrics` for Trainer that uses the metrics of this package."""
     metric = load_metric({REGRESSION: "regression", MULTI_LABEL: "multi_label"}.get(problem_type, "classification"))
 
     def compute_metrics(prediction: Any) -> dict[str, float]:
-        scores = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-        references = prediction.label_ids
+        scores, references = _scores(prediction.predictions), prediction.label_ids
         if problem_type == REGRESSION:
             outputs = scores.reshape(len(scores))
         elif problem_type == MULTI_LABEL:
@@ -38,95 +75,98 @@ def metrics_function(problem_type: str) -> Callable[[Any], dict[str, float]]:
     return compute_metrics
 
 
-def find_checkpoint(args: Any, overwrite: bool) -> str | None:
-    """The checkpoint to go on from: the one named, else `output_dir`'s last whole one unless overwritten."""
-    from ..trainer.checkpoint_files import last_whole_checkpoint
+def label_columns(predictions: Any, scheme: LabelScheme) -> dict[str, list[Any]]:
+    """Return the columns of `predictions.csv`: the number, or the names of the labels and each class's probability."""
+    scores = _scores(predictions)
+    if scheme.problem_type == REGRESSION:
+        return {"prediction": scores.reshape(len(scores)).tolist()}
+    single = scheme.problem_type == SINGLE_LABEL
+    shares = softmax(scores, axis=-1) if single else expit(scores)
+    chosen = ([row.argmax()] if single else np.flatnonzero(row > 0.5) for row in shares)
+    return {
+        "prediction": [" ".join(scheme.names[i] for i in indices) for indices in chosen],
+        **{f"probability_{name}": shares[:, i].tolist() for i, name in enumerate(scheme.names)},
+    }
 
-    if args.resume_from_checkpoint:
-        if not Path(args.resume_from_checkpoint).is_dir():
-            raise UsageError(f"resume_from_checkpoint={args.resume_from_checkpoint} does not exist")
-        return args.resume_from_checkpoint
-    if Path(args.output_dir).is_file():
-        raise UsageError(f"output_dir={args.output_dir} is a file: it must be a folder")
-    if overwrite or not Path(args.output_dir).is_dir():
-        return None
-    return last_whole_checkpoint(args.output_dir)
+
+def _scores(predictions: Any) -> Any:
+    return predictions[0] if isinstance(predictions, tuple) else predictions
 
 
-def carry_out(
+def run_recipe(
     trainer: Any,
-    checkpoint: str | None,
+    resume_from: str | None,
     card: dict[str, Any],
-    predict_dataset: Any = None,
-    write_predictions: Callable[[Path, Any], None] | None = None,
-    noise: float | None = None,
-    replaced: int = 0,
+    *,
     save_model: bool = True,
+    label_noise: LabelNoise | None = None,
+    predict_dataset: Any = None,
+    prediction_columns: Callable[[Any], Mapping[str, Sequence[Any]]] | None = None,
 ) -> None:
     """
-    Train, evaluate and predict as `trainer.args` ask, write the results and the model card, print a summary, push.
+    Train, evaluate and predict as `trainer.args` ask, write results and model card, print a summary, and push.
 
     Args:
-        checkpoint (`str`, *optional*): what training goes on from, see `find_checkpoint`.
+        resume_from (`str`, *optional*): the checkpoint that training resumes from, see `start_run`.
         card (`dict`): arguments of the model card, see `card_arguments`.
+        save_model (`bool`, *optional*, defaults to `True`): write the weights and the model card.
+        label_noise (`LabelNoise`, *optional*): noise on the training labels, if the recipe offers any.
         predict_dataset (`Dataset`, *optional*): examples to predict.
-        write_predictions (`Callable[[Path, Any], None]`, *optional*): writes what was predicted to a file.
-        noise (`float`, *optional*): share of the training labels that noise replaced; `None` where none can be.
-        replaced (`int`, *optional*, defaults to `0`): how many labels these are.
-        save_model (`bool`, *optional*, defaults to `True`): write the weights, and the card with them.
+        prediction_columns (`Callable`, *optional*): returns the columns of `predictions.csv` for the predictions.
     """
     args = trainer.args
-    by_hand = _is_by_hand(Path(args.output_dir) / "README.md")  # before peft and TRL write theirs
-    if noise:
-        share = f"{noise:.0%} of the training labels replaced by another class ({replaced} labels)"
-        trainer.model_card_facts["label noise"] = share
+    # peft and TRL write cards too, so this must be known before training
+    card_by_hand = _is_by_hand(Path(args.output_dir) / "README.md")
+    if label_noise and label_noise.share:
+        share = f"{label_noise.share:.0%} of the training labels replaced by another class"
+        trainer.model_card_facts["label noise"] = f"{share} ({label_noise.replaced} labels)"
     try:
-        _carry_out(trainer, checkpoint, predict_dataset, write_predictions, noise, replaced, save_model)
-        # Last: all there is to push is written by now, and nothing is lost where the Hub fails
+        if args.do_train:
+            _train(trainer, resume_from, label_noise, save_model)
+        if args.do_eval:
+            _record(trainer, "eval", _evaluation_of_last_step(trainer) or trainer.evaluate())
+        if args.do_predict:
+            _predict(trainer, predict_dataset, prediction_columns)
+        if args.do_train and trainer.is_world_process_zero():
+            print("\n".join(_summary(trainer.state.log_history, args, label_noise)))
+            if save_model:
+                print(f"model written to {args.output_dir}")
+        # The push comes last: everything to push is written by now, and nothing is lost if the Hub fails
         if args.push_to_hub:
             trainer.push_to_hub(**card)
-        elif args.do_train and save_model and not by_hand:
+        elif args.do_train and save_model and not card_by_hand:
             trainer.create_model_card(**card)
     finally:
-        trainer.accelerator.end_training()  # leaves the process group, which aborts at exit otherwise
+        trainer.accelerator.end_training()  # leaves the process group, which would abort at exit otherwise
 
 
-def _carry_out(
-    trainer: Any,
-    checkpoint: str | None,
-    predict_dataset: Any,
-    write_predictions: Callable[[Path, Any], None] | None,
-    noise: float | None,
-    replaced: int,
-    save_model: bool,
-) -> None:
-    args = trainer.args
-    if args.do_train:
-        trainer.add_callback(LogAtTheEnd)
-        result = trainer.train(resume_from_checkpoint=checkpoint)
-        noise_metrics = {} if noise is None else {"train_label_noise": noise, "train_labels_replaced": replaced}
-        metrics = {**result.metrics, **noise_metrics}
-        if save_model:
-            trainer.save_model(_internal_call=True)  # without a push of its own
-        _record(trainer, "train", metrics)
-        if save_model and hasattr(trainer.model, "peft_config") and args.should_save:
-            trainer.model.config.save_pretrained(args.output_dir)  # label names, without which it cannot be evaluated
-        trainer.save_state()
-    if args.do_eval:
-        _record(trainer, "eval", evaluation_of_last_step(trainer) or trainer.evaluate())
-    if args.do_predict:
-        prediction = trainer.predict(predict_dataset)
-        _record(trainer, "predict", {k.replace("test_", "predict_", 1): v for k, v in prediction.metrics.items()})
-        if trainer.is_world_process_zero() and write_predictions is not None:
-            write_predictions(Path(args.output_dir) / "predictions.csv", prediction.predictions)
-    if args.do_train and trainer.is_world_process_zero():
-        print("\n".join(summary(trainer.state.log_history, args, noise, replaced)))
-        if save_model:
-            print(f"model written to {args.output_dir}")
+def _train(trainer: Any, resume_from: str | None, label_noise: LabelNoise | None, save_model: bool) -> None:
+    trainer.add_callback(LogLastStep)
+    metrics = trainer.train(resume_from_checkpoint=resume_from).metrics
+    if label_noise is not None:
+        metrics |= {"train_label_noise": label_noise.share, "train_labels_replaced": label_noise.replaced}
+    if save_model:
+        trainer.save_model(_internal_call=True)  # without a push
+    _record(trainer, "train", metrics)
+    if save_model and hasattr(trainer.model, "peft_config") and trainer.args.should_save:
+        # The adapters' files hold no label names, and evaluation needs these
+        trainer.model.config.save_pretrained(trainer.args.output_dir)
+    trainer.save_state()
 
 
-def evaluation_of_last_step(trainer: Any) -> dict[str, float] | None:
-    """What training's own last evaluation found, if the weights are still those."""
+def _predict(trainer: Any, dataset: Any, prediction_columns: Callable[[Any], Mapping[str, Sequence[Any]]] | None):
+    prediction = trainer.predict(dataset)
+    _record(trainer, "predict", {k.replace("test_", "predict_", 1): v for k, v in prediction.metrics.items()})
+    if prediction_columns is not None and trainer.is_world_process_zero():
+        columns = prediction_columns(prediction.predictions)
+        with (Path(trainer.args.output_dir) / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["index", *columns])
+            writer.writerows([i, *row] for i, row in enumerate(zip(*columns.values(), strict=True)))
+
+
+def _evaluation_of_last_step(trainer: Any) -> dict[str, float] | None:
+    """Return the metrics of the last evaluation during training, if the weights are still the same."""
     if not trainer.args.do_train or trainer.args.load_best_model_at_end:
         return None
     for entry in reversed(trainer.state.log_history):
@@ -136,13 +176,13 @@ def evaluation_of_last_step(trainer: Any) -> dict[str, float] | None:
 
 
 def _is_by_hand(card: Path) -> bool:
-    """Whether a card is there that no Trainer wrote: neither transformers' nor one that this package completed."""
+    """Return whether there is a card that neither transformers nor this package wrote."""
     marks = ("<!-- This model card has been generated automatically", "<!-- sam_hf -->")
     return card.is_file() and not any(mark in card.read_text("utf-8") for mark in marks)
 
 
-class LogAtTheEnd(TrainerCallback):
-    """A run that is shorter than `logging_steps` reports its losses too."""
+class LogLastStep(TrainerCallback):
+    """Logs the last step, so that a run that is shorter than `logging_steps` reports its losses too."""
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_log |= state.global_step >= state.max_steps
@@ -153,11 +193,11 @@ def _record(trainer: Any, split: str, metrics: dict[str, float]) -> None:
     trainer.save_metrics(split, metrics)
 
 
-def summary(history: list[dict[str, float]], args: Any, noise: float | None, replaced: int) -> list[str]:
-    """The lines of the final report."""
+def _summary(history: list[dict[str, float]], args: Any, noise: LabelNoise | None) -> list[str]:
+    """Return the lines of the final report."""
     evaluations = [entry for entry in history if "eval_loss" in entry]
-    of_labels = "" if noise is None else f", label noise {noise:g} ({replaced} labels replaced)"
-    lines = ["", f"method {args.sam_method}{of_labels}"]
+    noise_text = "" if noise is None else f", label noise {noise.share:g} ({noise.replaced} labels replaced)"
+    lines = ["", f"method {args.sam_method}{noise_text}"]
     for key, name in (
         ("eval_accuracy", "accuracy"),
         ("eval_f1_micro", "micro F1"),
@@ -185,28 +225,3 @@ def summary(history: list[dict[str, float]], args: Any, noise: float | None, rep
         if values:
             lines.append(f"{name}: {values[-1]:.4g}")
     return lines
-
-
-def write_rows(path: Path, predictions: Iterable[str]) -> None:
-    """A row an example: its number and what was predicted, as text."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["index", "prediction"])
-        writer.writerows(enumerate(predictions))
-
-
-def write_labels(path: Path, scores: Any, scheme: LabelScheme) -> None:
-    """A row an example: the number predicted, or the label names and the probability of each class."""
-    scores = scores[0] if isinstance(scores, tuple) else scores
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if scheme.problem_type == REGRESSION:
-            writer.writerow(["index", "prediction"])
-            writer.writerows(enumerate(scores.reshape(len(scores)).tolist()))
-            return
-        writer.writerow(["index", "prediction", *(f"probability_{name}" for name in scheme.names)])
-        single = scheme.problem_type == SINGLE_LABEL
-        shares = softmax(scores, axis=-1) if single else expit(scores)
-        for i, row in enumerate(shares.tolist()):
-            chosen = [int(np.argmax(row))] if single else [j for j, share in enumerate(row) if share > 0.5]
-            writer.writerow([i, " ".join(scheme.names[j] for j in chosen), *row])

@@ -1,4 +1,4 @@
-"""Hardware, versions and commit: what a result file says of where its numbers come from, and a bug report needs."""
+"""Hardware, versions and commit, for files of results and for bug reports."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
+
 PACKAGES = ("sam-hf", "torch", "transformers", "accelerate", "datasets", "evaluate")
 OPTIONAL_PACKAGES = ("peft", "trl", "sentence-transformers", "timm", "torchvision", "matplotlib")
 
 
 def environment(packages: tuple[str, ...] = PACKAGES) -> dict[str, Any]:
     """
-    As JSON. A package that is not installed is `None`, and so is the commit where `sam_hf` is no git checkout.
+    Return hardware, versions and commit as JSON. The version of a package that is not installed is `None`, and so is
+    the commit if `sam_hf` does not run from a git checkout.
 
     Args:
-        packages (`tuple[str]`, *optional*): whose versions are wanted, by their names on PyPI.
+        packages (`tuple[str]`, *optional*): names on PyPI of the packages.
     """
     import torch
 
@@ -35,12 +38,8 @@ def environment(packages: tuple[str, ...] = PACKAGES) -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
-    if package == "sam-hf":
-        from .. import __version__
-
-        return __version__
     try:
-        return version(package)
+        return __version__ if package == "sam-hf" else version(package)
     except PackageNotFoundError:
         return None
 
@@ -50,12 +49,10 @@ def _commit() -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=root, capture_output=True, text=True
-        )
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.strip() or None
     except OSError:
         return None
-    return answer.stdout.strip() or None
 
 
 def _cpu() -> str:

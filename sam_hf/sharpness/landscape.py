@@ -1,8 +1,8 @@
 r"""
 The loss along lines and over planes through the weights.
 
-Directions are lists of one tensor a parameter, in the order of the oracle's `parameters`, or one vector of shape
-`(P,)`. Points are w + α d₁ + β d₂; every one is set from w anew, so that rounding does not add up.
+A direction is a vector of shape `(P,)`, in the order of the oracle's `parameters`. Each point w + α d₁ + β d₂ is
+computed from w itself, so that rounding errors do not add up.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..methods import Ascent
 from ..update.perturbation import Perturbation
 from ..update.perturbed_parameters import plain_name
-from .krylov import check_count
+from .checks import check, check_count
 from .oracle import LossOracle
 
 State = Mapping[str, Tensor]
@@ -24,18 +24,15 @@ State = Mapping[str, Tensor]
 
 def random_directions(oracle: LossOracle, count: int = 2, *, seed: int | None = None) -> Tensor:
     """
-    Normal random directions that two models can share.
+    Return normal random directions that two models can share.
 
-    A parameter's part depends on its name, its shape and the seed alone: two checkpoints of one architecture get the
-    same directions, on any device. Scale them by [`filter_normalized`] of each model before the slices are compared.
+    The part of a parameter depends only on its name, its shape and the seed: two checkpoints of one architecture get
+    the same directions, on any device. Scale them with [`filter_normalized`] for each model to compare their slices.
 
     Args:
-        oracle ([`LossOracle`]):
-            The loss.
-        count (`int`, *optional*, defaults to `2`):
-            How many.
-        seed (`int`, *optional*):
-            Defaults to the oracle's.
+        oracle ([`LossOracle`]): the loss.
+        count (`int`, *optional*, defaults to `2`): the number of directions.
+        seed (`int`, *optional*): defaults to the oracle's seed.
 
     Returns:
         `Tensor`: of shape `(count, P)`.
@@ -54,14 +51,15 @@ def random_directions(oracle: LossOracle, count: int = 2, *, seed: int | None = 
 @torch.no_grad()
 def filter_normalized(oracle: LossOracle, directions: Tensor) -> Tensor:
     """
-    Directions with each filter scaled to the norm of the model's own filter (Li, Xu, Taylor, Studer, Goldstein:
-    "Visualizing the Loss Landscape of Neural Nets", NeurIPS 2018, arXiv 1712.09913, section 4): slices of models whose
-    weights are of another scale become comparable.
+    Scale each filter of the directions to the norm of the model's own filter (Li, Xu, Taylor, Studer, Goldstein:
+    "Visualizing the Loss Landscape of Neural Nets", NeurIPS 2018, arXiv 1712.09913, section 4). This makes slices of
+    models comparable whose weights have different scales.
 
     A filter is a row of a matrix, or what belongs to one output channel of a convolution. Biases and the parameters of
-    normalisation layers (all of one dimension) stay where they are, as in the authors' code.
+    normalisation layers (all of one dimension) are not moved, as in the authors' code.
 
     Args:
+        oracle ([`LossOracle`]): the loss of the model.
         directions (`Tensor`): of shape `(P,)` or `(k, P)`; not changed.
 
     Returns:
@@ -69,7 +67,7 @@ def filter_normalized(oracle: LossOracle, directions: Tensor) -> Tensor:
     """
     result = directions.clone()
     for row in result.reshape(-1, oracle.dimension):
-        for weight, part in zip(oracle.parameters.values(), oracle.split(row), strict=True):
+        for weight, part in zip(oracle.weights, oracle.split(row), strict=True):
             if weight.dim() < 2:
                 part.zero_()
                 continue
@@ -81,10 +79,11 @@ def filter_normalized(oracle: LossOracle, directions: Tensor) -> Tensor:
 
 def direction_between(oracle: LossOracle, state: State) -> Tensor:
     """
-    The direction from the oracle's model to another checkpoint, w' − w, of shape `(P,)`: for the axis of a surface
-    that two or three models lie on.
+    Return the direction from the oracle's model to another checkpoint, w' − w, of shape `(P,)`. It is an axis for the
+    surface through two or three models.
 
     Args:
+        oracle ([`LossOracle`]): the loss of the model.
         state (`Mapping[str, Tensor]`): a state dict of the same architecture.
     """
     other = _plain(state)
@@ -96,15 +95,12 @@ def direction_between(oracle: LossOracle, state: State) -> Tensor:
 
 def loss_slice(oracle: LossOracle, direction: Tensor, alphas: Sequence[float] | Tensor) -> Tensor:
     """
-    L(w + α d).
+    Compute L(w + α d) for each α.
 
     Args:
-        oracle ([`LossOracle`]):
-            The loss.
-        direction (`Tensor`):
-            d, of shape `(P,)`; not changed.
-        alphas (`Sequence[float]` or `Tensor`):
-            In units of d.
+        oracle ([`LossOracle`]): the loss.
+        direction (`Tensor`): d, of shape `(P,)`; not changed.
+        alphas (`Sequence[float]` or `Tensor`): α, in units of d.
 
     Returns:
         `Tensor`: of shape `(len(alphas),)`, float64, in units of the loss.
@@ -119,24 +115,22 @@ def loss_surface(
     betas: Sequence[float] | Tensor,
 ) -> Tensor:
     """
-    L(w + α d₁ + β d₂).
+    Compute L(w + α d₁ + β d₂) for each α and β.
 
     Args:
-        oracle ([`LossOracle`]):
-            The loss.
-        directions (`Tensor`):
-            d₁ and d₂, of shape `(2, P)`; not changed. They need not be orthogonal.
-        alphas, betas (`Sequence[float]` or `Tensor`):
-            In units of d₁ and d₂.
+        oracle ([`LossOracle`]): the loss.
+        directions (`Tensor`): d₁ and d₂, of shape `(2, P)`; not changed. They need not be orthogonal.
+        alphas (`Sequence[float]` or `Tensor`): α, in units of d₁.
+        betas (`Sequence[float]` or `Tensor`): β, in units of d₂.
 
     Returns:
-        `Tensor`: of shape `(len(alphas), len(betas))`, float64, in units of the loss; infinite or NaN where it is.
+        `Tensor`: of shape `(len(alphas), len(betas))`, float64, in units of the loss. It has infinities and NaN where
+            the loss has.
     """
-    if directions.dim() != 2 or directions.shape[1] != oracle.dimension or len(directions) > 2:
-        raise ValueError(f"directions of shape {tuple(directions.shape)}: (2, {oracle.dimension})")
+    allowed = directions.dim() == 2 and directions.shape[1] == oracle.dimension and len(directions) <= 2
+    check("directions.shape", tuple(directions.shape), allowed, f"(2, {oracle.dimension})")
     alphas, betas = torch.as_tensor(alphas).tolist(), torch.as_tensor(betas).tolist()
-    if len(directions) == 1 and any(betas):
-        raise ValueError(f"betas={betas} without a second direction")
+    check("betas", betas, len(directions) == 2 or not any(betas), "[0.0] without a second direction")
     losses = torch.empty(len(alphas), len(betas), dtype=torch.float64)
     directions = directions.to(oracle.device, oracle.dtype)
     with oracle.measuring(), oracle.progress(losses.numel(), "Loss surface") as bar:
@@ -152,34 +146,31 @@ def loss_surface(
 
 def loss_between(oracle: LossOracle, state: State, alphas: Sequence[float] | Tensor) -> Tensor:
     """
-    The loss on the straight line from the oracle's model (α = 0) to another checkpoint (α = 1), beyond both where α is
-    (Goodfellow, Vinyals, Saxe: "Qualitatively characterizing neural network optimization problems", ICLR 2015, arXiv
-    1412.6544).
+    Compute the loss on the straight line from the oracle's model (α = 0) to another checkpoint (α = 1), or beyond them
+    for other α (Goodfellow, Vinyals, Saxe: "Qualitatively characterizing neural network optimization problems", ICLR
+    2015, arXiv 1412.6544).
 
-    Every floating-point parameter and buffer of the state dict is interpolated, frozen ones and BatchNorm's running
-    statistics included, so that both ends are the checkpoints themselves.
+    Every floating-point parameter and buffer of the state dict is interpolated, including frozen ones and the running
+    statistics of BatchNorm. So both ends are the checkpoints themselves.
 
     Args:
-        oracle ([`LossOracle`]):
-            The loss.
-        state (`Mapping[str, Tensor]`):
-            A state dict of the same architecture, on any device.
-        alphas (`Sequence[float]` or `Tensor`):
-            Shares of the way.
+        oracle ([`LossOracle`]): the loss.
+        state (`Mapping[str, Tensor]`): a state dict of the same architecture, on any device.
+        alphas (`Sequence[float]` or `Tensor`): α, as shares of the distance.
 
     Returns:
         `Tensor`: of shape `(len(alphas),)`, float64, in units of the loss.
 
     Raises:
-        ValueError: the state dict lacks a parameter, or has another shape of it.
+        ValueError: a parameter is missing in the state dict, or has another shape there.
     """
     other = _plain(state)
     tensors: list[Tensor] = []
     differences: list[Tensor] = []
     for name, tensor in [*oracle.model.named_parameters(), *oracle.model.named_buffers()]:
-        in_state = _find(other, name) is not None
-        if not tensor.is_floating_point() or not (in_state or name in oracle.parameters):
-            continue  # not persistent, or frozen and not saved, as the base model of adapters
+        is_saved = _find(other, name) is not None
+        if not tensor.is_floating_point() or not (is_saved or name in oracle.parameters):
+            continue  # a buffer that is not persistent, or a frozen weight that adapters are saved without
         tensors.append(tensor)
         differences.append(_entry(other, name, tensor).to(tensor) - tensor.detach())
     losses = []
@@ -199,7 +190,7 @@ def _plain(state: State) -> dict[str, Tensor]:
 
 
 def _find(state: State, name: str) -> Tensor | None:
-    """By the model's own name, or as the state dict of a model in DDP has it."""
+    """Return the entry under the model's own name, or under the name it has for a model in DDP."""
     name = plain_name(name)
     return state.get(name, state.get(f"module.{name}"))
 
@@ -207,8 +198,8 @@ def _find(state: State, name: str) -> Tensor | None:
 def _entry(state: State, name: str, like: Tensor) -> Tensor:
     entry = _find(state, name)
     if entry is None or entry.shape != like.shape:
-        found = "it is missing" if entry is None else f"shape {tuple(entry.shape)}"
+        problem = "it is missing" if entry is None else f"it has shape {tuple(entry.shape)}"
         raise ValueError(
-            f"The state dict is not of this model: {name} has shape {tuple(like.shape)} here, {found} there"
+            f"The state dict is not of this model: {name} has shape {tuple(like.shape)} here, {problem} there."
         )
     return entry.detach()

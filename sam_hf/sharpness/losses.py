@@ -1,4 +1,4 @@
-"""The loss of one batch: what the model returns, or what Trainer makes of it. And Trainer's batches."""
+"""The loss of one batch, as the model returns it or as Trainer computes it, and Trainer's evaluation batches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def model_loss(model: nn.Module, batch: Any) -> Tensor:
-    """The loss that a model of transformers returns for a batch with labels."""
+    """Return the loss that a transformers model computes for a batch with labels."""
     outputs = model(**batch)
     loss = outputs.get("loss") if isinstance(outputs, dict) else outputs[0]
     if loss is None:
@@ -20,10 +20,12 @@ def model_loss(model: nn.Module, batch: Any) -> Tensor:
 
 
 def trainer_loss(trainer: Any, model: nn.Module, batch: Any) -> Tensor:
-    """`compute_loss` as Trainer's evaluation calls it, for a mean over this process's batch."""
+    """Return the mean loss of this process's batch from `compute_loss`, called as in Trainer's evaluation."""
+    # Trainer's own evaluation calls these two private methods. There is no public way to this loss with its graph:
+    # `prediction_step` detaches it, and SAMMixin begins an update in `get_batch_samples`, which counts the labels
     batch = trainer._prepare_inputs(dict(batch))
     args = trainer.args
-    # Numbers of labels are counted over processes otherwise, which may not have as many batches as this one
+    # Otherwise the labels are counted over all processes, which may not have as many batches as this one
     average, args.average_tokens_across_devices = args.average_tokens_across_devices, False
     try:
         items = None if args.n_gpu > 1 else trainer._get_num_items_in_batch([batch], args.device)
@@ -33,9 +35,9 @@ def trainer_loss(trainer: Any, model: nn.Module, batch: Any) -> Tensor:
 
 
 def evaluation_loader(trainer: Any, dataset: Any) -> Any:
-    """The dataset batched and collated as for Trainer's evaluation."""
+    """Return a loader of the dataset, batched and collated as in Trainer's evaluation."""
     args = trainer.args
-    # Trainer keeps one evaluation loader whose workers persist, and returns it for whichever dataset is asked for
+    # With persistent workers Trainer keeps one evaluation loader, and returns it for every dataset
     persistent, args.dataloader_persistent_workers = args.dataloader_persistent_workers, False
     try:
         return trainer.get_eval_dataloader(dataset)

@@ -1,4 +1,4 @@
-"""How much the loss rises in a neighbourhood of the weights: the worst of it, or a random direction's."""
+"""How much the loss rises in a neighbourhood of the weights: at its worst point, or in random directions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torch import Tensor
 from ..methods import ASAM, Ascent, Point
 from ..methods._direction import dual_direction
 from ..update.perturbation import Perturbation
+from .checks import check, check_count, check_radius
 from .examples import examples_in, processes
-from .krylov import check_count, probe
+from .krylov import random_vector
 from .oracle import LossOracle
 
 
@@ -24,9 +25,9 @@ class Sharpness:
     Rises of the loss, L(w + ε) − L(w), in units of the loss.
 
     Attributes:
-        values (`Tensor`): one a group of examples (or a random direction), of shape `(n,)`, float64.
+        values (`Tensor`): one rise per group of examples, or per random direction, of shape `(n,)`, float64.
         losses (`Tensor`): L(w) of each, of the same shape.
-        examples (`Tensor`): how many examples each is a mean over.
+        examples (`Tensor`): the number of examples that each is a mean over.
         rho (`float`): the radius ρ.
         p (`float`): the order of the norm, 2 or inf.
     """
@@ -39,16 +40,17 @@ class Sharpness:
 
     @property
     def mean(self) -> float:
-        """The average, by examples."""
+        """The mean rise, weighted by the number of examples."""
         return float((self.values * self.examples).sum() / self.examples.sum())
 
     @property
     def worst(self) -> float:
+        """The largest rise."""
         return float(self.values.max())
 
     @property
     def standard_error(self) -> float:
-        """Of the average, from the spread of the values; infinite with a single one."""
+        """The standard error of the mean, from the spread of the values; infinite with a single one."""
         return float(self.values.std() / len(self.values) ** 0.5) if len(self.values) > 1 else float("inf")
 
 
@@ -63,29 +65,24 @@ def m_sharpness(
     eta: float = 0.01,
 ) -> Sharpness:
     r"""
-    m-sharpness (SAM, arXiv 2010.01412, section 4.1): the rise of the loss of m examples at the worst point of a ball,
-    max_{‖ε‖_p ≤ ρ} L_B(w + ε) − L_B(w), of each group B of m examples, with SAM's own ε̂ for the maximum.
+    Measure m-sharpness (SAM, arXiv 2010.01412, section 4.1): for each group B of m examples, the rise of the loss at
+    the worst point of a ball, max_{‖ε‖_p ≤ ρ} L_B(w + ε) − L_B(w), with SAM's own ε̂ for the maximum.
 
     Args:
-        oracle ([`LossOracle`]):
-            The loss. Each process measures its own examples; the values of all of them are returned in each.
-        rho (`float`, *optional*, defaults to `0.05`):
-            The radius ρ.
-        m (`int`, *optional*):
-            Examples that share an ε. Defaults to the batches as they are. Groups are made of the examples in their
-            order, so that the same oracle measures the same examples for every m.
-        p (`float`, *optional*, defaults to `2.0`):
-            2 or `float("inf")`.
-        ascent_steps (`int`, *optional*, defaults to `1`):
-            Steps of ρ/k each along the gradient where the one before it led, as `sam_ascent_steps`: a tighter bound
-            from below, one pass more each.
-        adaptive (`bool`, *optional*, defaults to `False`):
-            A ball in units of each weight, ‖T⁻¹ε‖_p ≤ ρ: see [`adaptive_sharpness`].
-        eta (`float`, *optional*, defaults to `0.01`):
-            η of `adaptive`.
+        oracle ([`LossOracle`]): the loss. Each process measures its own examples, and all return the values of all.
+        rho (`float`, *optional*, defaults to `0.05`): the radius ρ.
+        m (`int`, *optional*): the number of examples that share an ε. Defaults to the batches as they are. Groups
+            follow the order of the examples, so the same oracle measures the same examples for every m.
+        p (`float`, *optional*, defaults to `2.0`): the order of the norm, 2 or `float("inf")`.
+        ascent_steps (`int`, *optional*, defaults to `1`): the number k of steps of length ρ/k, each along the gradient
+            where the step before ended, as in `sam_ascent_steps`. More steps give a tighter lower bound of the maximum
+            and take one pass each.
+        adaptive (`bool`, *optional*, defaults to `False`): measure ε in units of each weight, ‖T⁻¹ε‖_p ≤ ρ, as in
+            [`adaptive_sharpness`].
+        eta (`float`, *optional*, defaults to `0.01`): η of `adaptive`.
 
     Returns:
-        [`Sharpness`]: `mean` is the average over groups, `worst` the largest.
+        `Sharpness`: `mean` is the mean over groups, and `worst` the largest value.
     """
     _check(rho, p)
     check_count("ascent_steps", ascent_steps, 1)
@@ -109,17 +106,20 @@ def adaptive_sharpness(
     eta: float = 0.01,
 ) -> Sharpness:
     r"""
-    Adaptive sharpness (ASAM, arXiv 2102.11600, section 3): max_{‖T⁻¹ε‖_p ≤ ρ} L_B(w + ε) − L_B(w), with T = |w| + η
-    for weights and 1 for biases. With η = 0 it does not change when the weights of two layers are rescaled so that
-    the function stays the same.
+    Measure adaptive sharpness (ASAM, arXiv 2102.11600, section 3): max_{‖T⁻¹ε‖_p ≤ ρ} L_B(w + ε) − L_B(w), with
+    T = |w| + η for weights and 1 for biases. With η = 0 it does not change when the weights of two layers are rescaled
+    so that the function stays the same.
 
-    ε̂ = ρ T d(T g) with d(u) the direction of the p-norm that u asks for; p = 2: ρ T² g/‖T g‖₂, p = ∞: ρ T sign(g).
+    ε̂ = ρ T d(T g), where d(u) is the dual direction of u in the p-norm: ρ T² g/‖T g‖₂ for p = 2, and ρ T sign(g) for
+    p = ∞. The other arguments are those of [`m_sharpness`].
 
     Args:
-        rho (`float`, *optional*, defaults to `0.5`): the radius ρ, ASAM's default.
+        oracle ([`LossOracle`]): the loss.
+        rho (`float`, *optional*, defaults to `0.5`): the radius ρ. The default is that of ASAM.
         eta (`float`, *optional*, defaults to `0.01`): η ≥ 0.
 
-    The rest is as of [`m_sharpness`].
+    Returns:
+        `Sharpness`: `mean` is the mean over groups, and `worst` the largest value.
     """
     return m_sharpness(oracle, rho, m=m, p=p, ascent_steps=ascent_steps, adaptive=True, eta=eta)
 
@@ -134,27 +134,22 @@ def random_direction_sharpness(
     eta: float = 0.01,
 ) -> Sharpness:
     r"""
-    The average rise of the loss over random ε on the surface of the ball, E[L(w + ε)] − L(w).
+    Measure the mean rise of the loss over random ε on the surface of the ball, E[L(w + ε)] − L(w).
 
-    p = 2: uniform on the sphere ‖ε‖₂ = ρ, where a quadratic rises by ρ² tr(∇²L)/(2P); p = ∞: a random corner of the
-    cube ‖ε‖_∞ = ρ, where it rises by ρ² tr(∇²L)/2.
+    For p = 2, ε is uniform on the sphere ‖ε‖₂ = ρ, where a quadratic rises by ρ² tr(∇²L)/(2P). For p = ∞, ε is a
+    random corner of the cube ‖ε‖_∞ = ρ, where it rises by ρ² tr(∇²L)/2.
 
     Args:
-        oracle ([`LossOracle`]):
-            The loss, over all processes.
-        rho (`float`, *optional*, defaults to `0.05`):
-            The radius ρ.
-        directions (`int`, *optional*, defaults to `10`):
-            How many, drawn under the oracle's seed.
-        p (`float`, *optional*, defaults to `2.0`):
-            2 or `float("inf")`.
-        adaptive (`bool`, *optional*, defaults to `False`):
-            Measure ε in units of each weight: T ε as of [`adaptive_sharpness`].
-        eta (`float`, *optional*, defaults to `0.01`):
-            η of `adaptive`.
+        oracle ([`LossOracle`]): the loss, over all processes.
+        rho (`float`, *optional*, defaults to `0.05`): the radius ρ.
+        directions (`int`, *optional*, defaults to `10`): the number of directions, drawn under the oracle's seed.
+        p (`float`, *optional*, defaults to `2.0`): the order of the norm, 2 or `float("inf")`.
+        adaptive (`bool`, *optional*, defaults to `False`): measure ε in units of each weight, which means T ε with the
+            T of [`adaptive_sharpness`].
+        eta (`float`, *optional*, defaults to `0.01`): η of `adaptive`.
 
     Returns:
-        [`Sharpness`]: one value a direction; `examples` is the same for all.
+        `Sharpness`: one value per direction, all over the same examples.
     """
     _check(rho, p)
     check_count("directions", directions, 1)
@@ -164,61 +159,57 @@ def random_direction_sharpness(
     with oracle.measuring(), oracle.progress(directions, f"Random directions, p={p:g}") as bar:
         loss = oracle.loss()
         for _ in range(directions):
-            vector = probe(oracle, generator)
+            vector = random_vector(oracle, generator)
             with torch.no_grad(), Perturbation() as perturbation:
                 ascent = dual_direction(oracle.split(vector), p)
                 if asam is not None:
-                    asam.scale(ascent.directions, _point(oracle, perturbation))
-                perturbation.add(list(oracle.parameters.values()), ascent, rho)
+                    asam.scale_by_weights(ascent.directions, _point(oracle, perturbation))
+                perturbation.add(oracle.weights, ascent, rho)
                 values.append(oracle.loss() - loss)
             bar.update()
     examples = oracle.over_processes(sum(map(examples_in, oracle.batches)))
-    filled = torch.full((directions,), 1.0, dtype=torch.float64)
-    return Sharpness(torch.tensor(values, dtype=torch.float64), filled * loss, filled * examples, rho, p)
+    ones = torch.ones(directions, dtype=torch.float64)
+    return Sharpness(torch.tensor(values, dtype=torch.float64), ones * loss, ones * examples, rho, p)
 
 
 def _rise(
     oracle: LossOracle, group: Sequence[Any], rho: float, p: float, steps: int, asam: ASAM | None
 ) -> tuple[float, float, float]:
-    """(L(w + ε) − L(w), L(w), examples) of a group."""
-    loss = oracle.loss_on(group)
-    parameters = list(oracle.parameters.values())
+    """Return L(w + ε) − L(w), L(w) and the number of examples of a group."""
+    loss, examples = oracle.loss_on(group), sum(map(examples_in, group))
     with Perturbation() as perturbation:
         for _ in range(steps):
             ascent = _ascent(oracle.split(oracle.gradient_on(group)), _point(oracle, perturbation), p, asam)
             if not ascent.finite:
-                return float("nan"), loss, sum(map(examples_in, group))
-            perturbation.add(parameters, ascent, rho / steps)
-        return oracle.loss_on(group) - loss, loss, sum(map(examples_in, group))
+                return float("nan"), loss, examples
+            perturbation.add(oracle.weights, ascent, rho / steps)
+        return oracle.loss_on(group) - loss, loss, examples
 
 
 @torch.no_grad()
 def _ascent(gradient: list[Tensor], point: Point, p: float, asam: ASAM | None) -> Ascent:
     if asam is None:
         return dual_direction(gradient, p)
-    asam.scale(gradient, point)
+    asam.scale_by_weights(gradient, point)
     ascent = dual_direction(gradient, p)
-    asam.scale(ascent.directions, point)
+    asam.scale_by_weights(ascent.directions, point)
     return ascent
 
 
 def _point(oracle: LossOracle, perturbation: Perturbation) -> Point:
-    parameters = list(oracle.parameters.values())
     own_names = [name.rpartition(".")[2] for name in oracle.parameters]
-    return Point(parameters, perturbation.at_w(parameters), own_names)
+    return Point(oracle.weights, perturbation.at_w(oracle.weights), own_names)
 
 
 def _gathered(rows: list[tuple[float, float, float]]) -> list[tuple[float, float, float]]:
-    """Of all processes, in their order."""
+    """Return the rows of all processes, in the order of the processes."""
     if processes()[1] == 1:
         return rows
-    everyone: list[Any] = [None] * processes()[1]
-    dist.all_gather_object(everyone, rows)
-    return [row for part in everyone for row in part]
+    rows_of_all: list[Any] = [None] * processes()[1]
+    dist.all_gather_object(rows_of_all, rows)
+    return [row for part in rows_of_all for row in part]
 
 
 def _check(rho: float, p: float) -> None:
-    if not 0 <= rho < float("inf"):
-        raise ValueError(f"rho={rho}: a finite number >= 0")
-    if p not in (2, float("inf")):
-        raise ValueError(f'p={p}: 2 or float("inf")')
+    check_radius(rho)
+    check("p", p, p in (2, float("inf")), '2 or float("inf")')

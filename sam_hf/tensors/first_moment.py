@@ -1,4 +1,4 @@
-"""The first moment that an optimizer keeps of its gradients."""
+"""The first moment (momentum) that an optimizer keeps of its gradients."""
 
 from __future__ import annotations
 
@@ -7,43 +7,46 @@ from typing import Any
 
 from torch import Tensor
 
-# SGD and Muon; Adam and most of what is modelled on it, Lion, Adafactor with beta1
+# SGD and Muon; Adam and most optimizers modelled on it, Lion, Adafactor with beta1
 _NAMES = ("momentum_buffer", "exp_avg")
 
 
 def first_moments(optimizer: Any, parameters: Sequence[Tensor]) -> dict[Tensor, Tensor]:
     """
-    The first moment of each parameter that has one by now. None before the first step.
+    Return the first moment of each parameter that already has one. Before the first step, none has.
 
     Raises:
-        ValueError: the optimizer has stepped, and keeps none, or one that is quantised or projected.
+        ValueError: The optimizer has stepped and keeps no first moment, or only a quantised or projected one.
     """
-    found: dict[Tensor, Tensor] = {}
+    moments: dict[Tensor, Tensor] = {}
     for parameter in parameters:
         state = optimizer.state.get(parameter, {})
         moment = next((state[name] for name in _NAMES if isinstance(state.get(name), Tensor)), None)
         if moment is not None and moment.shape == parameter.shape and moment.is_floating_point():
-            found[parameter] = moment
+            moments[parameter] = moment
         elif state:
             raise ValueError(_message(optimizer))
-    return found
+    return moments
 
 
 def check_keeps_first_moment(optimizer: Any) -> None:
     """
-    Raise `ValueError` where it is known before the first step that the optimizer will keep none: SGD without momentum,
-    Adafactor without beta1, and schedule-free optimizers, which average weights instead.
+    Check before the first step that the optimizer will keep a first moment.
+
+    Raises:
+        ValueError: It is SGD without momentum, Adafactor without beta1, or a schedule-free optimizer, which averages
+            weights instead.
     """
     for group in optimizer.param_groups:
-        without = group.get("momentum", 1) == 0 and "betas" not in group
-        if without or group.get("beta1", 0.9) is None or "weight_lr_power" in group:
+        no_momentum = group.get("momentum", 1) == 0 and "betas" not in group
+        if no_momentum or group.get("beta1", 0.9) is None or "weight_lr_power" in group:
             raise ValueError(_message(optimizer))
 
 
 def _message(optimizer: Any) -> str:
     inner = getattr(optimizer, "optimizer", optimizer)
     return (
-        f"sam_method='msam' perturbs along the optimizer's first moment, and {type(inner).__name__} keeps none of "
-        f"{' or '.join(_NAMES)}. Use AdamW, or SGD with momentum (optim='sgd', optim_args='momentum=0.9'), or another "
+        f"sam_method='msam' perturbs along the optimizer's first moment, but {type(inner).__name__} keeps none "
+        f"({' or '.join(_NAMES)}). Use AdamW, SGD with momentum (optim='sgd', optim_args='momentum=0.9'), or another "
         "sam_method."
     )

@@ -1,9 +1,9 @@
 """
-Norms and inner products over many tensors taken as one vector, in float32 or wider.
+Norms and inner products of lists of tensors. Each list is treated as one vector; sums are in float32 or wider.
 
-Tensors may be DTensors (FSDP2, tensor parallelism): each is worked on through its local shard, and the sums are
-reduced over the mesh it is sharded on, so that every rank gets the norm of the whole vector, not that of its shards.
-Tensors of several meshes, and plain ones beside them, may be mixed.
+Tensors may be DTensors (FSDP2, tensor parallelism). Each process works on its local shards, and the results are
+reduced over the mesh of each tensor, so that every rank gets the norm of the whole vector and not that of its shards.
+A list may mix plain tensors and tensors of several meshes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .lists import CHUNK_ELEMENTS, groups_of_one_kind, joined, local, sharding, wide
+from .lists import CHUNK_ELEMENTS, joined, local, sharding, sum_dtype, uniform_chunks
 
 try:
     from torch.distributed.tensor import DTensor, Partial, Replicate
@@ -23,12 +23,12 @@ except ImportError:  # a torch built without distributed
 
 class GlobalReduction:
     """
-    Collects partial results of a sum or maximum, tensor by tensor, and reduces them over processes once a mesh.
+    Collects partial results of a sum or a maximum, and reduces them over processes once per mesh.
 
     Args:
-        op (`str`): `"sum"` or `"max"`.
-        power (`float`, *optional*, defaults to `1.0`): every partial result is raised to it before, all of them at
-            once: on an accelerator, an operation for each tensor of a large model takes longer than the norm itself.
+        op: `"sum"` or `"max"`.
+        power: All partial results are raised to this power before they are summed, in one operation. One operation
+            per tensor would take longer on an accelerator than the norm itself, for a large model.
     """
 
     def __init__(self, op: str, power: float = 1.0):
@@ -37,10 +37,11 @@ class GlobalReduction:
         self._partials: dict[tuple | None, list[Tensor]] = {}
 
     def add(self, partial: Tensor, like: Tensor) -> None:
-        """Add the 0-dimensional result over the local part of `like`, or of several that are sharded like it."""
+        """Add a 0-dimensional result over the local shard of `like`, or over several shards with its sharding."""
         self._partials.setdefault(sharding(like), []).append(partial)
 
     def result(self, device: torch.device) -> Tensor:
+        """Return the reduction over all partial results and all processes."""
         totals = []
         for key, partials in self._partials.items():
             stacked = torch.stack([p.to(partials[0].device) for p in partials])
@@ -59,23 +60,22 @@ class GlobalReduction:
 
 def global_norm(tensors: Sequence[Tensor], order: float = 2.0, like: Sequence[Tensor] | None = None) -> Tensor:
     """
-    ‖(tensors)‖ of the given order (`inf` included), as a 0-dimensional tensor on the first tensor's device.
+    Return the norm of the given order (`inf` included), as a 0-dimensional tensor on the device of the first tensor.
+
+    The norm is not finite if any element is not finite, so it is enough to check this one number.
 
     Args:
-        like (`Sequence[Tensor]`, *optional*): where `tensors` are this process's parts only, tensors that are sharded
-            as the whole ones are.
-
-    Non-finite if any element is: one number says whether all of them are finite.
+        like: If `tensors` are local shards only, the tensors that have the sharding of the whole ones.
     """
     if not tensors:
         return torch.zeros(())
     reduction = GlobalReduction("max") if order == torch.inf else GlobalReduction("sum", power=order)
     sharded = dict(zip(tensors, like or tensors, strict=True))
-    for (group,) in groups_of_one_kind(tensors):
-        dtype = wide(group[0].dtype)
-        filled = [t for t in group if local(t).numel() > 0]
+    for (chunk,) in uniform_chunks(tensors):
+        dtype = sum_dtype(chunk[0].dtype)
+        filled = [t for t in chunk if local(t).numel() > 0]
         norms = dict(zip(filled, torch._foreach_norm([local(t) for t in filled], order, dtype=dtype), strict=True))
-        for tensor in group:
+        for tensor in chunk:
             # A rank with an empty shard still takes part in the reduction over its mesh
             norm = norms[tensor] if tensor in norms else torch.zeros((), dtype=dtype, device=tensor.device)
             reduction.add(norm, sharded[tensor])
@@ -84,12 +84,12 @@ def global_norm(tensors: Sequence[Tensor], order: float = 2.0, like: Sequence[Te
 
 
 def global_dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """⟨a, b⟩ over all tensors jointly, as a 0-dimensional tensor on the first tensor's device."""
+    """Return ⟨a, b⟩ over all tensors, as a 0-dimensional tensor on the device of the first tensor."""
     if not a:
         return torch.zeros(())
     reduction = GlobalReduction("sum")
-    # One product of some tensors, end to end: torch has no inner product of lists
-    for some, others in groups_of_one_kind(a, b, at_most=CHUNK_ELEMENTS):
-        dtype = wide(some[0].dtype)
-        reduction.add(torch.dot(joined(some).to(dtype), joined(others).to(dtype)), some[0])
+    # torch has no inner product of lists: join a chunk to one vector and take one product
+    for chunk_a, chunk_b in uniform_chunks(a, b, max_elements=CHUNK_ELEMENTS):
+        dtype = sum_dtype(chunk_a[0].dtype)
+        reduction.add(torch.dot(joined(chunk_a).to(dtype), joined(chunk_b).to(dtype)), chunk_a[0])
     return reduction.result(a[0].device)

@@ -1,4 +1,4 @@
-"""Stochastic rounding to bf16 and fp16: a value between two neighbours goes to either with E[rounded] = value."""
+"""Stochastic rounding to bf16 and fp16: a value goes to one of its two neighbours, so that E[rounded] = value."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 class StochasticRounding:
     """
-    Rounds with random numbers of its own, so that the generators that dropout draws from stay where they are.
+    Rounds with its own random generators. The generators that dropout uses do not advance.
 
     Args:
-        key (`tuple[int, ...]`): what the generators are seeded by, (seed, update, rank) say: the same key, the same
-            rounding, after a resume too.
+        key: Seed of the generators, for example (seed, update, rank). The same key gives the same rounding, also after
+            a resume.
     """
 
     def __init__(self, key: tuple[int, ...]):
@@ -24,21 +24,20 @@ class StochasticRounding:
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def restart(self) -> None:
-        """Round the same values the same way again."""
+        """Restart the generators, so that the same values are rounded the same way again."""
         self._generators.clear()
 
     def __call__(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         """Round `values` (float32 or wider) to `dtype` (bf16 or fp16)."""
-        if values.device not in self._generators:
-            self._generators[values.device] = torch.Generator(values.device).manual_seed(self._seed)
-        uniform = torch.rand(
-            values.shape, dtype=values.dtype, device=values.device, generator=self._generators[values.device]
-        )
+        device = values.device
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
+        uniform = torch.rand(values.shape, dtype=values.dtype, device=device, generator=self._generators[device])
         return _round(values, dtype, uniform)
 
 
 def _round(values: Tensor, dtype: torch.dtype, uniform: Tensor) -> Tensor:
-    # Sign and magnitude apart: among magnitudes, the next float up is the bit pattern plus one
+    # The sign is handled separately: for magnitudes, the bit pattern plus one is the next larger float
     magnitude = values.abs()
     below = magnitude.to(dtype)
     too_high = below.to(values.dtype) > magnitude
@@ -46,6 +45,6 @@ def _round(values: Tensor, dtype: torch.dtype, uniform: Tensor) -> Tensor:
     above = (below.view(torch.int16) + 1).view(dtype)
     gap = above.to(values.dtype) - below.to(values.dtype)
     share = (magnitude - below.to(values.dtype)) / gap
-    # `isfinite`: beyond the largest number there is nothing to round up to
+    # `isfinite`: there is nothing above the largest number
     rounded = torch.where((uniform < share) & above.isfinite(), above, below)
     return torch.where(values.signbit(), -rounded, rounded)

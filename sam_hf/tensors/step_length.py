@@ -1,4 +1,4 @@
-"""How far the optimizer's last step went: the length that the radius of `sam_rho_schedule="auto"` is a share of."""
+"""The length of the optimizer's last step. The radius of `sam_rho_schedule="auto"` is a share of it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .norms import global_norm
 
 class StepLength:
     """
-    ‖w_t − w_{t−1}‖₂ over the parameters that an optimizer steps, measured around its `step`.
+    Measures ‖w_t − w_{t−1}‖₂ over the parameters that an optimizer steps, around its `step`.
 
-    The copy of the weights that this takes lives during the step alone, when neither the perturbation's copy nor
-    activations do: the peak of a SAM update stays what it is. Nothing here waits for the device.
+    This needs a copy of the weights, but only during the step. At that time there are no activations and no copy for
+    the perturbation, so the peak memory of a SAM update does not grow. Nothing here waits for the device.
 
     Attributes:
-        value (`Tensor` or `None`): 0-dimensional, in the units of the weights; `None` before the first step.
+        value: The length, a 0-dimensional tensor in the units of the weights; `None` before the first step.
     """
 
     def __init__(self) -> None:
@@ -35,6 +35,6 @@ class StepLength:
     def after_step(self, optimizer: Any) -> None:
         before, self._before = self._before, {}
         if before:
-            moved = list(before.values())
-            add(moved, list(before), -1)
-            self.value = global_norm(moved, like=list(before))
+            differences = list(before.values())
+            add(differences, list(before), -1)
+            self.value = global_norm(differences, like=list(before))

@@ -1,4 +1,4 @@
-"""The `sam_*` fields: what they refuse and how, and every way they are made and changed."""
+"""The `sam_*` fields: what they refuse, and all ways to make and change them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 from tiny import assert_same, perceptron, points, snapshot, trained, trainer_of
@@ -61,7 +62,7 @@ def test_group_that_fits(m):
     SAMTrainingArguments("out", per_device_train_batch_size=8, gradient_accumulation_steps=4, sam_m=m)
 
 
-def test_borders_of_what_is_allowed():
+def test_limits_of_what_is_allowed():
     args = SAMArguments(sam_rho=0, sam_p=math.inf, sam_ascent_steps=1)
     assert (args.sam_rho, args.sam_p) == (0, math.inf)
 
@@ -117,6 +118,14 @@ def test_first_positional_argument_is_the_output_folder(make):
 )
 def test_target_modules_as_one_string(given, meant):
     assert SAMArguments(sam_target_modules=given).sam_target_modules == meant
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(SAMArguments)])
+def test_help_on_the_command_line_is_the_first_paragraph_of_the_docstring(name):
+    text = SAMTrainingArguments.__dataclass_fields__[name].metadata["help"]
+    assert text.isascii() and "`" not in text, "a terminal shows it as it is"
+    assert text.endswith((".", ")")) and len(text.split()) > 4
+    assert text in " ".join(SAMArguments.__doc__.replace("`", "").split())
 
 
 def test_dict_and_json():

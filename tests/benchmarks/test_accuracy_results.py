@@ -1,4 +1,4 @@
-"""The committed comparisons are whole: their records are the runs that the committed YAML asks for."""
+"""The committed comparisons are complete: their records are the runs that the committed YAML describes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_results_are_those_of_the_configuration(comparison, monkeypatch):
     committed = json.loads((results / "compare.json").read_text())["rows"]
     rows = json.loads(json.dumps([row.as_json(plan.greater_is_better) for row in found]))
     assert flat(rows) == flat(committed, approximate=True)
-    assert accuracy_tables.differences({"rows": committed}) == comparisons(found)
+    assert accuracy_tables.tested_differences({"rows": committed}) == comparisons(found)
 
 
 def test_the_search_is_shown_with_its_choice(tmp_path, monkeypatch):
@@ -44,7 +44,7 @@ def test_the_search_is_shown_with_its_choice(tmp_path, monkeypatch):
 
 
 def test_settings_are_averaged_seed_by_seed(tmp_path, monkeypatch):
-    """Two settings in which sam is above by 4 and 0 with seed 0, by 0 and 6 with seed 1: by 2 and 3."""
+    """In two settings sam is above by 4 and 0 with seed 0, and by 0 and 6 with seed 1: the means are 2 and 3."""
     monkeypatch.setattr(accuracy_tables, "RESULTS", tmp_path)
     monkeypatch.setattr(accuracy_pooled, "POOLED", {"text": {"a": (0,), "b": (0.2,)}})
     values = {"a": ([0.74, 0.70], 0), "b": ([0.60, 0.66], 0.2)}
@@ -67,13 +67,13 @@ def test_settings_are_averaged_seed_by_seed(tmp_path, monkeypatch):
         (tmp_path / f"accuracy_{name}").mkdir()
         (tmp_path / f"accuracy_{name}" / "compare.json").write_text(json.dumps(result))
     lines = accuracy_pooled.pooled_table().splitlines()
-    # Two seeds: Student's t with one degree of freedom, 12.706 · 0.5
+    # Two seeds give Student's t one degree of freedom: 12.706 · 0.5
     assert lines[2:4] == ["| text | sam | 2 | +2.5 [−3.9, +8.9] | 0.1 | +2.0, +3.0 | +2.5 [−3.9, +8.9] |", ""]
-    assert "over the 2 differences" in lines[-1]
+    assert "for the 2 differences in this table" in lines[-1]
 
 
 def flat(value, approximate=False, path="") -> dict:
-    """Leaves by their paths: `pytest.approx` does not look into what is nested."""
+    """Return the leaves by their paths: `pytest.approx` does not look into nested values."""
     if not isinstance(value, (dict, list)):
         return {path: pytest.approx(value, abs=1e-9) if approximate and isinstance(value, float) else value}
     items = value.items() if isinstance(value, dict) else enumerate(value)
@@ -91,7 +91,7 @@ def test_every_table_and_picture_has_a_place():
 
 def test_pictures_are_drawn_from_the_records(tmp_path, monkeypatch):
     monkeypatch.setattr(accuracy_pictures, "PICTURES", tmp_path)
-    monkeypatch.chdir(tmp_path)  # and back at the end
+    monkeypatch.chdir(tmp_path)  # the test's own folder is restored at the end
     accuracy_pictures.draw()
     committed = sorted(path.name for path in ROOT.glob("docs/pictures/accuracy_*.png"))
     assert sorted(path.name for path in tmp_path.iterdir()) == committed

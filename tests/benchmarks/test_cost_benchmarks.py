@@ -1,4 +1,4 @@
-"""The benchmarks of cost, each in a setting of seconds, write results that the tables are made of."""
+"""The benchmarks of cost write results that the tables are made of. Each test takes seconds."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_variant_is_timed_and_counted(result):
         for row in cell["time"].values():
             spread = row["times_plain"]
             assert 0 < spread["min"] <= spread["median"] <= spread["max"]
-    # Two passes, whoever makes them
+    # Each variant makes two passes
     assert {v: row["times_plain"] for v, row in result["flops"].items()} == {"none": 1} | dict.fromkeys(
         ["sam", *RIVALS], 2
     )
@@ -89,7 +89,7 @@ def test_baselines_are_timed_over_several_updates(tmp_path):
 
 @pytest.mark.parametrize("variant", ["sam", "sam, radius auto", "msam"])
 def test_the_clock_starts_after_a_perturbed_update(tmp_path, monkeypatch, variant):
-    """The first one takes new memory; that of auto and of msam is their second update."""
+    """The first perturbed update allocates memory; with auto and msam it is the second update."""
     perturbed, before_the_clock = [], []
     add = Perturbation.add
     monkeypatch.setattr(Perturbation, "add", lambda *arguments: perturbed.append(1) or add(*arguments))
@@ -126,7 +126,7 @@ def test_tables_are_made_of_it(result, tmp_path, monkeypatch):
     assert "| accumulation | 4 |" in found["cost growth cuda"]
 
 
-def test_a_run_that_was_cut_off_goes_on(tmp_path, monkeypatch):
+def test_an_interrupted_run_continues(tmp_path, monkeypatch):
     measured, output = [], tmp_path / "step_time.json"
 
     def measure(cell, variants, output_dir, with_flops):
@@ -138,45 +138,36 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path, monkeypatch):
         return {"settings": settings, "time": dict.fromkeys(variants, spread)}
 
     def run(*more):
-        command = [
-            "step_time.py",
-            "--models",
-            "tiny",
-            "--variants",
-            "none",
-            "--precision",
-            "fp32",
-            "bf16",
-            "--no-flops",
-        ]
-        command += ["--no-memory", "--growth", "accumulation", "--batch_size", "1", "--output", str(output)]
+        command = ["step_time.py", "--models", "tiny", "--variants", "none", "--precision", "fp32", "bf16"]
+        command += ["--no-flops", "--no-memory", "--growth", "accumulation", "--batch_size", "1"]
+        command += ["--output", str(output)]
         monkeypatch.setattr(sys, "argv", [*command, *more])
         step_time.main()
 
     monkeypatch.setattr(step_time, "measure", measure)
     monkeypatch.setattr(cost_growth, "measure", measure)
-    with pytest.raises(KeyboardInterrupt):  # where it begins to measure growth
+    with pytest.raises(KeyboardInterrupt):  # when it begins to measure growth
         run()
     before = json.loads(output.read_text())
     assert measured == ["fp32", "bf16"] and not before.get("growth")
     measured.clear()
     run()
-    assert measured == ["fp32"], "growth alone"
+    assert measured == ["fp32"], "only the growth is measured"
     after = json.loads(output.read_text())
     assert {key: after[key] for key in ("settings", "time", "more")} == {
         key: before[key] for key in ("settings", "time", "more")
     }
     run()
-    assert measured == ["fp32"], "nothing is left"
+    assert measured == ["fp32"], "nothing is left to measure"
     measured.clear()
-    run("--anew", "--growth", "none")
+    run("--again", "--growth", "none")
     found = json.loads(output.read_text())
     assert found["growth"] == after["growth"] and found["growth_environment"] == found["environment"]
     output.write_text(json.dumps(found | {"growth": {"processes": []}, "growth_environment": {}}))
     measured.clear()
-    run("--growth_only", "--anew")
-    assert measured == ["fp32"] and json.loads(output.read_text()) == found, "growth anew, nothing else"
-    for changed in (["--anew"], ["--updates", "2"]):
+    run("--growth_only", "--again")
+    assert measured == ["fp32"] and json.loads(output.read_text()) == found, "only the growth is measured again"
+    for changed in (["--again"], ["--updates", "2"]):
         measured.clear()
         with pytest.raises(KeyboardInterrupt):
             run(*changed)
@@ -184,20 +175,22 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("rival", sorted(rivals.RIVALS))
-def test_rivals_train_as_sam_does(tmp_path, rival):
-    """Else their cost says nothing: the same weights, up to what the 1e-12 beside the norm and float32 change."""
+def test_rivals_train_the_same_as_sam(tmp_path, rival):
+    """
+    Otherwise their cost means nothing. The weights are the same, except for the 1e-12 added to the norm and float32.
+    """
     if rivals.missing(rival):
         pytest.skip("not installed")
     variants = [v for v, settings in cost_cell.VARIANTS.items() if settings.get("rival") == rival]
     ours, *others = (weights_after(variant, tmp_path) for variant in ["sam", *variants])
     plain = weights_after("none", tmp_path)
     assert len(others) == (2 if rival == "davda54" else 1)
-    for theirs in others:
-        assert (theirs - ours).norm() < 1e-4 * (plain - ours).norm()
+    for weights in others:
+        assert (weights - ours).norm() < 1e-4 * (plain - ours).norm()
 
 
 def weights_after(variant, output_dir):
-    """Of the tiny model without dropout, which the rivals do not replay."""
+    """Return the weights of the tiny model without dropout, because the rivals do not replay it."""
     bench = cost_cell.Bench(cost_cell.Cell(model="tiny", batch_size=4, length=8, updates=3), str(output_dir))
     model = bench._model(lora=False)
     for module in model.modules():
@@ -217,7 +210,7 @@ def test_variants_that_cannot_run_are_named(monkeypatch):
     assert left_out == {"pytorch_optimizer's SAM in Trainer": "pytorch_optimizer is not installed"}
 
 
-def test_pieces_are_an_update_together(tmp_path, monkeypatch, capsys):
+def test_the_pieces_make_up_an_update(tmp_path, monkeypatch, capsys):
     output = tmp_path / "overhead.json"
     command = ["overhead.py", "--models", "tiny", "--batch_size", "4", "--length", "8", "--rounds", "1"]
     monkeypatch.setattr(sys, "argv", [*command, "--variants", "sam", "gsam", "--output", str(output)])
@@ -231,7 +224,7 @@ def test_pieces_are_an_update_together(tmp_path, monkeypatch, capsys):
         pieces = {label: ms for label, ms in row["milliseconds"].items() if label != "update"}
         assert min(pieces.values()) >= 0 and pieces["pass"] > 0
         assert row["added_ms"] == pytest.approx(sum(pieces.values()) - sum(pieces[x] for x in overhead.TRAINERS_OWN))
-        # The optimizer and the loop around it are no pieces
+        # The optimizer and the loop around it are not pieces
         assert 0.5 * row["milliseconds"]["update"] < sum(pieces.values()) < 1.05 * row["milliseconds"]["update"]
         assert 0 < row["added_share"] < 1
     assert tables.TRAINERS_OWN == overhead.TRAINERS_OWN

@@ -1,4 +1,4 @@
-"""The flatness of trained models, image models here: right, resumed, and made into a table."""
+"""The flatness of trained image models is correct, is resumed, and is made into a table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZE, EXAMPLES = 8, 12
 
 @pytest.fixture
 def comparison(tmp_path):
-    """What `sam-hf compare --keep_models` leaves of two seeds, and the training examples."""
+    """Return what `sam-hf compare --keep_models` writes for two seeds, and the training examples."""
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The script of radii that need no tuning trains with its rules, and its results make the table."""
+"""The script that compares rules for the radius trains with them, and its results make the table."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def test_two_seeds_are_tabulated_with_their_range(tmp_path, monkeypatch):
 
 
 def test_more_images_than_there_are(tmp_path, monkeypatch):
-    """Fewer would be trained on without a word, and the table say otherwise."""
+    """Otherwise the runs would silently train on fewer images than the table says."""
     command = ["rho_rules.py", "--task", "image_sizes", "--output", str(tmp_path / "rho_rules_image_sizes.json")]
     monkeypatch.setattr(sys, "argv", command)
-    monkeypatch.setattr(rho_rules.multiprocessing, "get_context", lambda kind: pytest.fail("it began to train"))
-    with pytest.raises(SystemExit, match="7000 training images are asked for, 3000 are there"):
+    monkeypatch.setattr(rho_rules.multiprocessing, "get_context", lambda kind: pytest.fail("it started to train"))
+    with pytest.raises(SystemExit, match="need 7000 training images, but there are 3000"):
         rho_rules.main()

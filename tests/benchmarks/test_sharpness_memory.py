@@ -1,4 +1,4 @@
-"""The default fits a model of 100 million parameters in 8 GiB: measured by the kernel, Python and torch included."""
+"""With the defaults a model of 100 million parameters fits in 8 GiB; the kernel also counts Python and torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 def test_five_eigenvalues_of_bert_base(tmp_path):
     model, output = sharpness_cost.random_bert_base(str(tmp_path)), tmp_path / "case.json"
     command = [sys.executable, "benchmarks/sharpness_cost.py", "--case", sharpness_cost.RANDOM]
-    command += ["--model", model, "--output", str(output), "--option", "max_products=12"]  # enough to fill the room
+    command += ["--model", model, "--output", str(output), "--option", "max_products=12"]  # enough to reach the peak
     subprocess.run(command, cwd=ROOT, check=True, env=dict(os.environ, PYTHONPATH=str(ROOT)))
     result = json.loads(output.read_text())
     assert result["parameters"] > 100_000_000

@@ -1,4 +1,4 @@
-"""What tests of `sam-hf sharpness` measure, and the command."""
+"""A checkpoint and data for the tests of `sam-hf sharpness`, and a function that runs the command."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sam_hf.commands.sharpness.command.command import main
 from sharpness_runs import QUICK, WORDS, save_bert
+
+from sam_hf.commands.sharpness.command import main
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Tiny checkpoints to measure, and options that measure them quickly."""
+"""A function that saves a tiny checkpoint, and options that measure it quickly."""
 
 from __future__ import annotations
 

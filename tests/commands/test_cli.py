@@ -1,11 +1,14 @@
-"""Options from a YAML file and the command line, and the help."""
+"""The options of a YAML file and of the command line, the help, and how programs end."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
 
 import pytest
 
 from sam_hf import SAMTrainingArguments
-from sam_hf.command_line.parsing import parse_arguments, run
+from sam_hf.command_line import parse_arguments, run
+from sam_hf.command_line.config import read_yaml
 from sam_hf.errors import UsageError
 from sam_hf.inputs.options import DataArguments, ModelArguments
 
@@ -50,6 +53,7 @@ def test_config_and_overriding_options(config):
         ("[query, value]", ["query", "value"]),
         ("[norm]", ["norm"]),  # a suffix of module names, and not the word for all normalisation layers
         ("norm", "norm"),
+        ("null", "all"),
         ("'[\"query\"]'", ["query"]),
     ],
 )
@@ -110,6 +114,115 @@ def test_config_with_an_equals_sign(config):
 
 
 @pytest.mark.parametrize(
+    "text, name, expected",
+    [
+        ("eval_strategy: no", "eval_strategy", "no"),
+        ("save_strategy: 'no'", "save_strategy", "no"),
+        ("sam_replay_rng: no", "sam_replay_rng", False),
+        ("do_predict: yes", "do_predict", True),
+        ("sam_replay_rng: off", "sam_replay_rng", False),
+        ("greater_is_better: False", "greater_is_better", False),
+        ("do_train: [true]", "do_train", True),
+        ("learning_rate: 1e-4", "learning_rate", 1e-4),
+        ("learning_rate: '1e-4'", "learning_rate", 1e-4),
+        ("sam_rho: 3", "sam_rho", 3.0),
+        ("sam_p: .inf", "sam_p", float("inf")),
+        ("seed: [7]", "seed", 7),
+        ("run_name: 2020-01-01", "run_name", "2020-01-01"),
+        ("lr_scheduler_kwargs: {min_lr: 1e-5}", "lr_scheduler_kwargs", {"min_lr": 1e-5}),
+        ("sam_method: asam\nsam_method_kwargs: {eta: 1e-2}", "sam_method_kwargs", {"eta": 0.01}),
+        ("sam-rho: 0.3", "sam_rho", 0.3),
+        ("debug: [underflow_overflow]", "debug", ["underflow_overflow"]),
+        ("optim_target_modules: null", "optim_target_modules", None),
+        ("optim_target_modules: []", "optim_target_modules", []),
+    ],
+)
+def test_values_of_a_config(config, text, name, expected):
+    value = getattr(parse("--model_name_or_path", "folder", "--config", config(text))[2], name)
+    assert value == expected and isinstance(value, type(expected))
+
+
+@pytest.mark.parametrize(
+    "text, words, expected",
+    [
+        ("sam_replay_rng: true", ["--no_sam_replay_rng"], False),
+        ("sam_replay_rng: false", ["--sam_replay_rng"], True),
+        ("sam_replay_rng: false", ["--sam_replay_rng", "true"], True),
+        ("sam_replay_rng: false", [], False),
+    ],
+)
+def test_both_flags_of_a_boolean(config, text, words, expected):
+    assert parse("--model_name_or_path", "folder", "--config", config(text), *words)[2].sam_replay_rng == expected
+
+
+@dataclass
+class Numbers:
+    """An option that is required, one with another name, and a list of numbers."""
+
+    folder: str
+    size: int = field(default=1, metadata={"aliases": ["--length"]})
+    m: list[int] = field(default_factory=lambda: [8, 32])
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("folder: a", Numbers("a")),
+        ("folder: 1\nlength: 4\nm: 16", Numbers("1", 4, [16])),
+        ("folder: a\nm: [1, 2]", Numbers("a", m=[1, 2])),
+        ("folder: a\nm: []", Numbers("a")),
+    ],
+)
+def test_a_dataclass_from_a_config(config, text, expected):
+    assert parse_arguments([Numbers], ["--config", config(text)], None) == (expected,)
+
+
+def test_a_wrong_element_of_a_list(config):
+    path = config("folder: a\nm: [8, many]")
+    with pytest.raises(UsageError) as error:
+        parse_arguments([Numbers], ["--config", path, "--m", "4"], None)
+    assert str(error.value) == f"{path}: m: invalid int value: 'many'"
+
+
+def test_a_plan_is_read_as_yaml_with_yes_and_no_as_text(config):
+    path = config("equal_compute: no\nlabel_noise: [0, 1e-1, 1.5E2, -.5e+1]\nbase: {do_train: true, seed: null}\n")
+    assert read_yaml(path) == {
+        "equal_compute": "no",
+        "label_noise": [0, 0.1, 150.0, -5.0],
+        "base": {"do_train": True, "seed": None},
+    }
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("sam_rho: wide", "sam_rho: invalid float value: 'wide'"),
+        ("max_steps: 1e3", "max_steps: invalid int value: '1000.0'"),
+        ("sam_method: sharp", "sam_method: invalid choice: 'sharp' (choose from "),
+        ("eval_strategy: false", "eval_strategy: invalid choice: 'False' (choose from "),
+        ("do_train: maybe", "do_train: Truthy value expected: got maybe but expected one of yes/no, "),
+        ("do_train: [true, false]", "do_train takes one value: [true, false] holds 2"),
+        ("sam_rho: -1", "sam_rho=-1.0 is not allowed"),
+        ("label_noise: 2", "label_noise=2.0 is not allowed"),
+        ("no_sam_replay_rng: true", "unknown option no_sam_replay_rng: did you mean sam_replay_rng?"),
+        ("config: other.yaml", "unknown option config: "),
+        ("1: 2", "unknown option 1: "),
+    ],
+)
+def test_an_error_in_a_config_names_file_and_key(config, text, message):
+    path = config(text)
+    with pytest.raises(UsageError) as error:
+        parse("--model_name_or_path", "folder", "--config", path)
+    assert str(error.value).startswith(f"{path}: {message}")
+
+
+@pytest.mark.parametrize("words", [["--sam_rho", "-2"], ["--sam_rho=-2"], ["--sam-rho=-2"]])
+def test_a_wrong_value_of_the_command_line_is_not_blamed_on_the_config(config, words):
+    with pytest.raises(UsageError, match=r"^sam_rho=-2.0 is not allowed"):
+        parse("--model_name_or_path", "folder", "--config", config("sam_rho: -1"), *words)
+
+
+@pytest.mark.parametrize(
     "text, message",
     [
         ("sam_roh: 0.1", "unknown option sam_roh: did you mean sam_rho?"),
@@ -128,7 +241,8 @@ def test_config_that_cannot_be_used(config, text, message):
 @pytest.mark.parametrize(
     "argv, message",
     [
-        (["--config"], "--config needs"),
+        (["--config"], "--config needs the name of a YAML file"),
+        (["--config", "--seed", "1"], "--config needs the name of a YAML file"),
         (["--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
         (["--sam_roh=1"], "did you mean sam_rho?"),
         (["--sam_rho", "wide"], "wide"),
@@ -165,6 +279,12 @@ def test_help(capsys, option, everything):
     for name in ("--sam_rho", "--train_file", "--lora_r", "--learning_rate", "--config"):
         assert name in shown
     assert ("--adam_beta1" in shown) == everything
+
+
+def test_help_shows_the_values_of_the_config(config, capsys):
+    with pytest.raises(SystemExit):
+        parse("--config", config("sam_rho: 0.07"), "--help")
+    assert "(default: 0.07)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_error_of_use_is_one_line_and_status_2(capsys):

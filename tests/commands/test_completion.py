@@ -1,4 +1,4 @@
-"""`sam-hf completion`: the script as a real shell reads it, and what it offers."""
+"""`sam-hf completion`: shells can read the script, and it offers the right words."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sam_hf.methods import METHODS
 needs_shtab = pytest.mark.skipif(find_spec("shtab") is None, reason="needs the package shtab")
 
 SCHEDULES = SAMArguments.__dataclass_fields__["sam_rho_schedule"].metadata["choices"]
-# What bash does at a TAB: the words typed so far, the last of them unfinished, for the function that was registered
+# Does what bash does at a TAB: it calls the registered function with the words so far, the last of them unfinished
 AT_A_TAB = """
 source "$1"; shift
 registered=($(complete -p sam-hf)); function="${registered[-2]}"

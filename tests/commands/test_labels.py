@@ -1,4 +1,4 @@
-"""What the labels of a data set are taken for, and symmetric noise on them."""
+"""Tests of the label scheme that a data set implies, and of symmetric noise on the labels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from sam_hf.errors import UsageError
-from sam_hf.inputs.labels import LabelScheme, add_label_noise, encode, find_label_column, has_labels, infer_scheme
+from sam_hf.inputs.labels import (
+    LabelScheme,
+    add_label_noise,
+    encode_labels,
+    find_label_column,
+    has_labels,
+    infer_scheme,
+)
 
 SCHEME = LabelScheme("single_label_classification", ["a", "b", "c", "d"])
 
@@ -34,7 +41,7 @@ def test_noise_is_uniform_over_the_other_classes():
     shift = (np.array(after["labels"]) - np.array(before["labels"])) % 4
     counts = np.bincount(shift, minlength=4)
     assert counts[0] == 10_000
-    # Each of the three has 10 000 expected; six standard deviations are 490
+    # 10 000 are expected for each of the three; six standard deviations are 490
     assert np.abs(counts[1:] - 10_000).max() < 490
 
 
@@ -75,13 +82,13 @@ def test_class_label_keeps_its_names_and_their_order():
     dataset = dataset_of("label", [1, 0], label=ClassLabel(names=["zebra", "ape"]))
     scheme = infer_scheme(dataset, "label")
     assert scheme.names == ["zebra", "ape"]
-    assert encode(dataset, "label", scheme, "train")["labels"][:] == [1, 0]
+    assert encode_labels(dataset, "label", scheme, "train")["labels"][:] == [1, 0]
 
 
 def test_integers_can_be_made_a_regression():
     dataset = dataset_of("label", [1, 5])
     scheme = infer_scheme(dataset, "label", "regression")
-    encoded = encode(dataset, "label", scheme, "train")
+    encoded = encode_labels(dataset, "label", scheme, "train")
     assert scheme.problem_type == "regression"
     assert encoded.features["labels"] == Value("float32")
 
@@ -96,20 +103,21 @@ def test_labels_that_do_not_fit(values, problem_type):
 
 def test_multi_label_rows_are_zeros_and_ones():
     dataset = dataset_of("label", [["y"], ["x", "y"], []])
-    encoded = encode(dataset, "label", LabelScheme("multi_label_classification", ["x", "y"]), "train")
+    encoded = encode_labels(dataset, "label", LabelScheme("multi_label_classification", ["x", "y"]), "train")
     assert encoded["labels"][:] == [[0, 1], [1, 1], [0, 0]]
     assert encoded.features["labels"] == List(Value("float32"))
 
 
-def test_a_label_that_training_never_sees():
-    with pytest.raises(UsageError, match="the validation split has the label 9"):
-        encode(dataset_of("label", [9]), "label", LabelScheme("single_label_classification", ["0"]), "validation")
+def test_a_label_that_no_training_example_has():
+    with pytest.raises(UsageError, match="the validation split has the label 9, which no training example has"):
+        scheme = LabelScheme("single_label_classification", ["0"])
+        encode_labels(dataset_of("label", [9]), "label", scheme, "validation")
 
 
 def test_label_column():
     dataset = Dataset.from_dict({"text": ["a"], "labels": [-1]})
     assert find_label_column(dataset, None) == "labels"
-    with pytest.raises(UsageError, match="no label column stars: the columns are text, labels"):
+    with pytest.raises(UsageError, match="no column stars: the columns are text, labels"):
         find_label_column(dataset, "stars")
 
 

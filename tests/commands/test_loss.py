@@ -1,4 +1,4 @@
-"""The programs' loss, next to the ones of transformers."""
+"""Tests of the programs' loss against the losses of transformers."""
 
 from __future__ import annotations
 
@@ -55,6 +55,6 @@ def test_parts_add_up_to_the_whole(logits, problem_type, labels, as_tensor):
     compute = loss_function(problem_type)
     outputs = logits[:, :1] if problem_type == "regression" else logits
     count = torch.tensor(labels.numel()) if as_tensor else labels.numel()
-    # Micro-batches of 4 and 2; as tuples, the way models without return_dict answer
+    # Micro-batches of 4 and 2, as tuples, which models return without return_dict
     parts = [compute((outputs[rows],), labels[rows], num_items_in_batch=count) for rows in (slice(4), slice(4, 6))]
     torch.testing.assert_close(sum(parts), compute({"logits": outputs}, labels))

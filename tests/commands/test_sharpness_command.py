@@ -1,4 +1,4 @@
-"""`sam-hf sharpness`: its numbers against the exact Hessian and the library, two models, adapters, images."""
+"""`sam-hf sharpness`: its numbers equal the exact Hessian's and the library's; two models, adapters, images."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sam_hf.commands.sharpness.command.command import main
 from sharpness_runs import FEW, QUICK, save_bert
+
+from sam_hf.commands.sharpness.command import main
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 def exact_hessian(folder: Path, texts: list[str], labels: list[int]) -> torch.Tensor:
-    """In float64, of the mean over all examples in one batch."""
+    """Return the Hessian of the mean loss over all examples, in float64."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").double().eval()
@@ -53,7 +54,7 @@ def test_eigenvalues_and_trace_are_those_of_the_exact_hessian(bert, reviews, mea
 
 
 def test_two_models_on_the_same_examples_and_directions(bert, reviews, measure, tmp_path):
-    # The same network with its two classes the other way round: every number must agree
+    # The same network with its two classes in the other order: all numbers must be equal
     turned = save_bert(tmp_path / "turned", names=("good", "bad"))
     from safetensors.torch import load_file, save_file
 
@@ -80,7 +81,7 @@ def test_landscape_and_the_line_between(bert, reviews, measure, tmp_path):
     between = dict(zip(np.round(result["between"]["t"], 6), result["between"]["loss"], strict=True))
     for t, model in zip((0.0, 1.0), result["models"], strict=True):
         assert between[t] == pytest.approx(model["loss"], rel=1e-5)
-    # The same weights measured twice: the directions are shared
+    # The same weights are measured twice: both use the same directions
     same = measure(bert, "--against", bert, *options, out="same")["models"]
     assert same[0]["landscape"] == same[1]["landscape"]
 
@@ -195,7 +196,7 @@ def test_two_processes_measure_the_same(bert, reviews, measure, tmp_path):
 
 
 def test_what_is_finished_is_on_disk_when_a_run_stops(bert, reviews, measure, monkeypatch, tmp_path):
-    from sam_hf.commands.sharpness.command import measurements
+    from sam_hf.commands.sharpness import measurements
 
     def stopped(*_, **__):
         raise KeyboardInterrupt

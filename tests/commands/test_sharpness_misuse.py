@@ -1,11 +1,11 @@
-"""`sam-hf sharpness` refuses what it cannot measure, in one line."""
+"""`sam-hf sharpness` refuses what it cannot measure, with an error of one line."""
 
 from __future__ import annotations
 
 import pytest
-from sam_hf.commands.sharpness.command.command import main
 from sharpness_runs import QUICK, save_bert
 
+from sam_hf.commands.sharpness.command import main
 from sam_hf.errors import UsageError
 
 
@@ -17,13 +17,13 @@ from sam_hf.errors import UsageError
         (["--model", "BERT", "--against", "./nowhere"], "against=./nowhere: the folder does not exist"),
         (["--model", "BERT"], "no data"),
         (["--model", "BERT", "--train_file", "CSV", "--split", "test"], "there is no test split"),
-        (["--model", "BERT", "--train_file", "CSV", "--train_dir", "x"], "train_dir is of images"),
+        (["--model", "BERT", "--train_file", "CSV", "--train_dir", "x"], "train_dir is a folder of images, but"),
         (["--model", "BERT", "--train_file", "CSV", "--top", "0"], "top=0"),
         (["--model", "BERT", "--max_vectors", "6"], "max_vectors=6 is not allowed"),
         (["--model", "BERT", "--tolerance", "nan"], "tolerance=nan is not allowed"),
         (["--model", "BERT", "--trace_probes", "1"], "trace_probes=1 is not allowed"),
         (["--model", "BERT", "--product", "exact"], "exact"),
-        (["--model", "BERT", "--split", "test", "--label_noise", ".2"], "label_noise is of the training examples"),
+        (["--model", "BERT", "--split", "test", "--label_noise", ".2"], "label_noise is for the training examples"),
         (["--model", "BERT", "--hesian"], "did you mean hessian?"),
     ],
 )
@@ -37,7 +37,7 @@ def test_wrong_use(bert, reviews, tmp_path, options, message):
 @pytest.mark.parametrize(
     "names, message",
     [
-        (("bad", "great"), "the models have different labels: beside those in common,"),
+        (("bad", "great"), "the models have different labels: in addition to those in common,"),
         (("bad", "good", "fair"), "other has fair"),
     ],
 )

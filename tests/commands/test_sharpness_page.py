@@ -1,4 +1,4 @@
-"""The page of `sam-hf sharpness`: one file, all that was measured, nothing that was not."""
+"""The page of `sam-hf sharpness` is one file that shows everything that was measured, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from sam_hf.commands.sharpness.command.page import draw_pictures, write_page
 
+from sam_hf.commands.sharpness.page import draw_pictures, write_page
 from sam_hf.errors import UsageError
 from sam_hf.reports import page
 
@@ -63,16 +63,17 @@ def result(*models: dict) -> dict:
     }
     if len(models) == 2:
         whole["between"] = {"t": [0.0, 0.5, 1.0], "loss": [0.3, 0.9876, 0.6]}
-    return json.loads(json.dumps(whole))  # what a reader of the file gets
+    return json.loads(json.dumps(whole))  # as it is read from the file
 
 
 class Reader(HTMLParser):
-    """Collects tags and text; fails where a tag is closed that is not the open one."""
+    """Collects tags, text and styles. It fails if a tag is closed that is not the one opened last."""
 
     def __init__(self, text: str):
         super().__init__()
         self.tags: list[tuple[str, dict]] = []
         self.words: list[str] = []
+        self.style = ""
         self._open: list[str] = []
         self.feed(text)
         self.close()
@@ -87,7 +88,9 @@ class Reader(HTMLParser):
         assert self._open.pop() == tag
 
     def handle_data(self, data):
-        if self._open and self._open[-1] != "style":
+        if self._open and self._open[-1] == "style":
+            self.style += data
+        elif self._open:
             self.words.append(data)
 
     @property
@@ -118,10 +121,13 @@ def test_every_measurement_has_its_picture_in_both_formats(pair):
         assert picture.png.read_bytes()[:4] == b"\x89PNG" and b"</svg>" in picture.svg.read_bytes()
     images = [attributes for tag, attributes in read.tags if tag == "img"]
     assert len(images) == len(names)
-    assert all(image["alt"] for image in images), "a picture without words"
+    assert all(image["alt"] for image in images), "a picture without a text"
+    assert [attributes["id"] for tag, attributes in read.tags if tag == "figure"] == [
+        *("spectral_density", "m_sharpness_2", "m_sharpness_inf", "loss_line", "loss_surface", "loss_between")
+    ]
 
 
-def test_the_page_asks_for_nothing_else(pair):
+def test_the_page_needs_no_other_file(pair):
     _, read = pair
     for tag, attributes in read.tags:
         assert tag not in ("script", "iframe", "object", "embed", "base")
@@ -131,7 +137,10 @@ def test_the_page_asks_for_nothing_else(pair):
         if "href" in attributes:
             is_paper = tag == "a" and attributes["href"].startswith("https://arxiv.org/abs/")
             assert is_paper or attributes["href"] == "data:,"
-    assert "url(" not in page._STYLE and "@import" not in page._STYLE
+    assert "color-scheme: light dark" in read.style
+    assert "url(" not in read.style and "@import" not in read.style
+    policy = [attributes["content"] for tag, attributes in read.tags if "http-equiv" in attributes]
+    assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +155,7 @@ def test_the_page_asks_for_nothing_else(pair):
         "10.000 ± 0.013",
         "123.4 ± 5.6",
         "246.8 ± 5.6",
-        "0.500 ± 0.025",  # the traces' ratio, with both errors
+        "0.500 ± 0.025",  # the ratio of the traces, with both errors
         "3.33",
         "0.1000 ± 0.0050",
         "0.3885",
@@ -204,7 +213,7 @@ def test_parts_of_measurements_may_be_absent_in_one_of_two_models(tmp_path):
     assert "–" in read.text
 
 
-def test_losses_that_are_not_finite_cost_no_page(tmp_path):
+def test_a_page_with_losses_that_are_not_finite(tmp_path):
     first, second = model("sam", 1.0), model("adamw", 2.0)
     for one in (first, second):
         del one["hessian"]
@@ -252,7 +261,7 @@ def test_another_file_is_refused(tmp_path, whole):
 
 
 def test_without_matplotlib_the_error_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setattr("sam_hf.commands.sharpness.command.page.find_spec", lambda name: None)
+    monkeypatch.setattr("sam_hf.reports.page.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=re.escape('pip install "sam-hf[plot]"')):
         draw_pictures(result(model("sam", 1.0)), tmp_path)
 

@@ -1,4 +1,4 @@
-"""A tiny BERT, sentences in files, and a comparison of two variants over two seeds and two noise rates."""
+"""Fixtures: a tiny BERT, files of sentences, and a comparison of two variants, two seeds and two noise rates."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def base(checkpoint, tmp_path_factory) -> dict:
 
 @pytest.fixture
 def write_plan(tmp_path, base):
-    """`write_plan(key=value, ...)`: a small comparison with these keys changed, as a file."""
+    """`write_plan(key=value, ...)` writes a file of a small comparison with these keys changed."""
 
     def write(**changes) -> str:
         content = {

@@ -11,7 +11,7 @@ WORDS = ["good", "fine", "great", "bad", "poor", "awful", "a", "the", "film", "p
 
 
 def write_sentences(file: Path, size: int, seed: int, flipped: bool = False) -> Path:
-    """Label 1 where the sentence's one word of praise is good, fine or great."""
+    """Write sentences with one word of judgement each. The label is 1 if this word is good, fine or great."""
     generator = np.random.default_rng(seed)
     with file.open("w", newline="") as stream:
         writer = csv.writer(stream)

@@ -1,4 +1,4 @@
-"""Statistics against scipy and hand-made numbers."""
+"""Tests of the statistics against scipy and values worked out by hand."""
 
 from __future__ import annotations
 

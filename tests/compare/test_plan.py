@@ -1,4 +1,4 @@
-"""What a YAML asks for, and what it may not."""
+"""Tests of the plan that a YAML file describes, and of the errors in such a file."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_equal_compute_counts_the_passes(write_plan):
     plan = read_plan(write_plan(methods=methods, equal_compute="auto"))
     assert {name: plan.twins[name][0] for name in methods} == {
         "adamw": None,
-        "sam": "twice",  # written by the user with the very options that the twin would have
+        "sam": "twice",  # a variant of the user's that has the same options as the twin would have
         "twice": None,
         "looksam": "adamw, 2.4 epochs",
         "msam": "adamw",
@@ -111,6 +111,28 @@ def test_a_named_twin_is_compared_with_everyone_else(write_plan):
     }
     plan = read_plan(write_plan(methods=methods, equal_compute="longer"))
     assert plan.twins == {"adamw": (None,), "longer": (None,), "sam": ("longer",)}
+
+
+@pytest.mark.parametrize("written", ["true", "yes", "auto", "false", "no"])
+def test_equal_compute_may_be_true_or_false(write_plan, written):
+    file = write_plan()
+    with open(file, "a") as stream:
+        stream.write(f"equal_compute: {written}\n")
+    assert read_plan(file).twins["sam"] == (None if written in ("false", "no") else "adamw, 4 epochs",)
+
+
+@pytest.mark.parametrize(
+    ("written", "metric", "expected"),
+    [
+        *(("true", "eval_loss", True), ("yes", "eval_loss", True), ("auto", "eval_loss", False)),
+        *(("false", "eval_f1", False), ("no", "eval_f1", False), ("auto", "eval_f1", True)),
+    ],
+)
+def test_the_direction_of_the_metric(write_plan, written, metric, expected):
+    file = write_plan(metric=metric)
+    with open(file, "a") as stream:
+        stream.write(f"greater_is_better: {written}\n")
+    assert read_plan(file).greater_is_better is expected
 
 
 def test_the_twin_of_updates_has_more_updates(write_plan, base):
@@ -135,10 +157,10 @@ def test_a_dry_run_lists_and_writes_nothing(write_plan, tmp_path, capsys):
         ({"seed": [0]}, "unknown key seed: did you mean seeds?"),
         ({"baseline": "sgd"}, "baseline=sgd is not allowed: it must be one of adamw, sam"),
         ({"seeds": None}, "seeds=None is not allowed"),
-        ({"seeds": [0, 0]}, "a seed must not be there twice"),
+        ({"seeds": [0, 0]}, "a seed must not occur twice"),
         ({"seeds": [True]}, "a list of whole numbers"),
         ({"label_noise": [1.0]}, "label_noise=[1.0] is not allowed"),
-        ({"methods": None}, "methods: there must be one at least"),
+        ({"methods": None}, "methods: there must be at least one"),
         ({"methods": ["adamw"]}, "methods must hold `name: value` lines"),
         ({"methods": {"adamw": {"sam_method": "none", "sam_roh": 1}}}, "adamw: unknown option sam_roh: did you mean"),
         ({"methods": {"adamw": {"sam_rho": [0.1, -1]}}, "baseline": "adamw (sam_rho=0.1)"}, "sam_rho=-1"),
@@ -147,7 +169,10 @@ def test_a_dry_run_lists_and_writes_nothing(write_plan, tmp_path, capsys):
         ({"methods": {"adamw": {"eval_strategy": "steps"}}}, "the comparison sets it"),
         ({"base": {"config": "nowhere.yaml"}}, "nowhere.yaml cannot be read"),
         ({"equal_compute": "sgd"}, "equal_compute=sgd is not allowed: it must be one of auto, sam"),
-        ({"select": {"seeds": [1, 2]}}, "1 is also among the final seeds"),
+        ({"equal_compute": [True]}, "equal_compute=[True] is not allowed: it must be one of auto, sam"),
+        ({"greater_is_better": "on"}, "greater_is_better=on is not allowed: it must be true, false or auto"),
+        ({"greater_is_better": [True]}, "greater_is_better=[True] is not allowed: it must be true, false or auto"),
+        ({"select": {"seeds": [1, 2]}}, "1 is also among the final seeds: give the search others"),
         ({"select": {"seeds": [5], "validation_split_percentage": 0}}, "must be from 1 to 99"),
         ({"select": {"seeds": [5], "percentage": 20}}, "select: unknown key percentage"),
     ],

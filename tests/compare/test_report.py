@@ -1,9 +1,10 @@
-"""Pictures and the page show the numbers they are given."""
+"""The pictures, the page and the Markdown of a comparison show the numbers that they are given."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,11 +17,12 @@ from sam_hf.compare.search import search_results
 from sam_hf.compare.statistics import Difference, Sample
 from sam_hf.compare.summary import summarise
 from sam_hf.compare.table import Format, markdown
+from sam_hf.reports.page import Table, render
 
 
 @pytest.fixture
 def recorded(tmp_path):
-    """A plan whose records are made up: the variant gains 2, 3 and 4 points, and the search prefers 0.1."""
+    """A plan with invented records: the variant gains 2, 3 and 4 points, and the search chooses 0.1."""
     variants = {
         "adamw": Variant("adamw", {"sam_method": "none"}),
         "<sam> & co": Variant("<sam> & co", {"sam_method": "sam"}, ({"sam_rho": 0.01}, {"sam_rho": 0.1})),
@@ -63,7 +65,8 @@ def test_the_page_holds_the_table_the_pictures_and_nothing_from_elsewhere(record
     assert html.count("data:image/svg+xml") == 3 and len(list((tmp_path / "pictures").glob("*.svg"))) == 3
     assert "&lt;sam&gt; &amp; co" in html and "<sam>" not in html
     assert not re.search(r'(src|href)="(?!data:)', html)
-    assert "took sam_rho=0.1, an end of its grid" in html
+    assert "chose sam_rho=0.1 for &lt;sam&gt; &amp; co at label noise 40%. This is an end of its grid" in html
+    assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in html
 
 
 def test_the_table_says_what_the_page_says(recorded):
@@ -71,9 +74,21 @@ def test_the_table_says_what_the_page_says(recorded):
     candidates = search_results(plan, records)
     text = markdown(plan, summarise(plan, records, candidates), candidates)
     assert "| <sam> & co (sam_rho=0.1) | 3 | 73.0 ± 1.0 | 80.0 ± 0.0 | 4 | 3.0 | 1.00 |  |" in text
-    # p of t = 3√3 with 2 degrees of freedom is 1 − √(27/29) = 0.035, twice that for two noise rates
+    # For t = 3√3 and 2 degrees of freedom, p is 1 − √(27/29) = 0.035. Two noise rates double it
     assert "| <sam> & co | adamw | only before adjustment | +3.00 [+0.52, +5.48] | 0.035 | 0.070 | 3 |" in text
     assert "| <sam> & co | 40% | sam_rho=0.1 | 60.0 | yes |" in text
+    assert "chose sam_rho=0.1 for <sam> & co at label noise 40%. This is an end of its grid" in text
+
+
+def test_bars_in_names_do_not_split_the_columns_of_the_markdown():
+    text = render(
+        "comparison.md.j2",
+        plan=SimpleNamespace(metric="m", recipe="text", variants={}, baseline="a|b"),
+        tables={"0%": (Table(["variant", "× a|b"], [["a|b", "1"]]), Table([], []))},
+        comparisons=0,
+        select=None,
+    )
+    assert "| variant | × a\\|b |\n|---|---|\n| a\\|b | 1 |\n" in text
 
 
 def test_losses_are_not_shown_in_percent():
@@ -111,7 +126,7 @@ def test_lines_against_noise_are_the_means_in_percent():
 
 
 def test_the_longer_baseline_is_named(recorded, tmp_path):
-    """Not "at equal compute", where the configuration chose it: variants of fewer passes are compared with it too."""
+    """The picture does not say "at equal compute": variants with fewer passes are compared with it too."""
     plan, records = recorded
     twins = {"adamw": (None,), "adamw, longer": (None,), "<sam> & co": ("adamw, longer",) * 2}
     plan = replace(

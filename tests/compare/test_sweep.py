@@ -1,4 +1,4 @@
-"""A real comparison through the command, on a tiny BERT: what it writes, and how it goes on."""
+"""Tests of the command with a real comparison on a tiny BERT: what it writes, and how it continues."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scipy import stats
 
 from sam_hf.commands.compare import main
 from sam_hf.compare.read import read_plan
-from sam_hf.compare.worker import WorkerSettings, carry_out
+from sam_hf.compare.worker import WorkerSettings, execute_run
 from sam_hf.errors import UsageError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ def runs_of(output: Path) -> dict[tuple[str, float, int], dict]:
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory, base):
-    """Two variants, two seeds, two noise rates, and a bf16 variant whose settings must not reach the runs after it."""
+    """Two variants, two seeds, two noise rates, and a bf16 variant whose settings must not reach later runs."""
     folder = tmp_path_factory.mktemp("swept")
     content = {
         "recipe": "text",
@@ -81,10 +81,10 @@ def test_no_weights_or_folders_are_left(swept):
 
 
 def test_a_run_in_a_warm_worker_is_the_run_alone(swept, tmp_path):
-    """Whatever ran before it in the process, bf16 and another seed among it."""
+    """Other runs in the same process come before it, one of them with bf16 and another seed."""
     plan = read_plan(str(swept[0]))
     last = plan.final_run("adamw", {}, 0.4, 1)
-    alone = carry_out(last, WorkerSettings(tmp_path, 0, None, None, False))
+    alone = execute_run(last, WorkerSettings(tmp_path, 0, None, None, False))
     keys = ("eval_accuracy", "eval_loss", "epoch", "step")
     recorded = runs_of(swept[1])["adamw", 0.4, 1]["evaluations"]
     assert [[e[key] for key in keys] for e in alone["evaluations"]] == [[e[key] for key in keys] for e in recorded]
@@ -146,7 +146,7 @@ def test_what_is_finished_is_not_run_again_and_what_is_missing_is(swept, tmp_pat
 def test_a_run_that_fails_is_recorded_with_its_error(write_plan, base, tmp_path):
     plan = read_plan(write_plan(base={**base, "train_file": str(tmp_path / "gone.csv")}))
     settings = WorkerSettings(tmp_path, 0, None, None, False)
-    content = carry_out(plan.final_run("sam", {}, 0.0, 0), settings)
+    content = execute_run(plan.final_run("sam", {}, 0.0, 0), settings)
     assert content["status"] == "failed"
     assert content["error"] == f"UsageError: the file {tmp_path / 'gone.csv'} does not exist"
     assert not list((tmp_path / "work").iterdir())
@@ -156,7 +156,7 @@ def test_weights_are_kept_on_request(write_plan, tmp_path):
     from transformers import AutoModelForSequenceClassification
 
     run = read_plan(write_plan()).final_run("sam", {}, 0.0, 0)
-    carry_out(run, WorkerSettings(tmp_path, 0, None, None, True))
+    execute_run(run, WorkerSettings(tmp_path, 0, None, None, True))
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "models" / run.name)
     assert model.config.num_labels == 2
 
@@ -172,7 +172,7 @@ def test_a_metric_that_is_not_reported_stops_the_command(write_plan, tmp_path):
 def test_a_file_that_is_no_record_is_named(write_plan, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "cut-off.json").write_text('{"key": ')
-    with pytest.raises(UsageError, match=r"cut-off\.json is no record of a run"):
+    with pytest.raises(UsageError, match=r"cut-off\.json is not a record of a run"):
         main([write_plan(), "--output_dir", str(tmp_path)])
 
 
@@ -209,7 +209,7 @@ def test_a_process_that_dies_fails_its_run_alone(write_plan, tmp_path, capsys):
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="sessions are looked up in Linux's /proc")
 def test_workers_end_with_the_command(write_plan, tmp_path):
-    """Else a run that nobody waits for goes on beside the command that takes it up again, in the same folder."""
+    """Otherwise a run would go on while another command starts the same run in the same folder."""
     methods = {"adamw": {"sam_method": "none", "max_steps": 1_000_000}}
     file, output = write_plan(methods=methods, seeds=[0], label_noise=[0]), tmp_path / "out"
     command = [sys.executable, "-m", "sam_hf.commands.compare", file, "--output_dir", str(output)]
@@ -226,12 +226,12 @@ def test_workers_end_with_the_command(write_plan, tmp_path):
 
 
 def running_in(session: int) -> list[int]:
-    """Processes of a session, by Linux's /proc, that are no zombies."""
+    """Return the processes of a session that are not zombies, from Linux's /proc."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, _, its_session = stat.read_text().rpartition(")")[2].split()[:4]
-        except OSError:  # it has just ended
+        except OSError:  # the process has just ended
             continue
         if int(its_session) == session and state != "Z":
             found.append(int(stat.parent.name))
@@ -264,5 +264,5 @@ def test_a_comparison_that_was_killed_goes_on(swept, tmp_path, sent):
 def wait_for(condition, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it never came"
+        assert time.monotonic() < end, "the condition never became true"
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Examples cut off from training: which they are, and that a search sees nothing else."""
+"""Tests of the examples that are cut off from training: which they are, and that a search sees no others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sentence_files import write_sentences
 from sam_hf.compare.read import read_plan
 from sam_hf.compare.records import Records
 from sam_hf.compare.search import choices, search_results
-from sam_hf.compare.worker import WorkerSettings, carry_out
+from sam_hf.compare.worker import WorkerSettings, execute_run
 from sam_hf.errors import UsageError
 from sam_hf.inputs.options import DataArguments
 from sam_hf.inputs.splits import load_labelled
@@ -20,7 +20,7 @@ from sam_hf.inputs.splits import load_labelled
 
 @pytest.fixture
 def numbered(tmp_path) -> str:
-    """Texts that say which row they are; every third has label 1."""
+    """Texts that name their row. Every third has label 1."""
     file = tmp_path / "numbered.csv"
     file.write_text("text,label\n" + "".join(f"row {i},{int(i % 3 == 0)}\n" for i in range(50)))
     return str(file)
@@ -46,7 +46,7 @@ def test_the_parts_are_disjoint_and_the_same_for_every_seed(numbered, limits):
     whole, _, _ = load(numbered, validation_split_percentage=20, seed=5, **limits)
     assert whole["train"]["text"][:] == splits["train"]["text"][:]
     assert whole["validation"]["text"][:] == splits["validation"]["text"][:]
-    # Of what training would have had, and nothing outside of it
+    # Both parts together are the examples that training would have without the cut
     uncut, _, _ = load(numbered, do_eval=False, **limits)
     assert train | validation == rows(uncut["train"])
 
@@ -70,7 +70,7 @@ def test_a_validation_limit_limits_what_was_cut_off(numbered):
     ("options", "message"),
     [
         ({"validation_file": "x.csv"}, "validation_split_percentage and validation examples were given"),
-        ({"max_train_samples": 1}, "of 1 training examples leaves none"),
+        ({"max_train_samples": 1}, "of 1 training examples leaves none for training or none for validation"),
     ],
     ids=["both", "too few"],
 )
@@ -88,7 +88,7 @@ def test_a_share_is_between_1_and_99(share):
 
 @pytest.mark.parametrize("kind", ["files", "saved data set"])
 def test_a_search_is_blind_to_the_test_set(write_plan, base, tmp_path, kind):
-    """A test set with every label wrong turns the final result round, but changes neither a choice nor a score."""
+    """A test set with only wrong labels reverses the final result, but changes neither a choice nor a score."""
     found = {}
     for poisoned in (False, True):
         folder = tmp_path / f"poisoned_{poisoned}"
@@ -104,11 +104,11 @@ def test_a_search_is_blind_to_the_test_set(write_plan, base, tmp_path, kind):
         plan = read_plan(write_plan(base=options, methods=methods, seeds=[0], label_noise=[0], select=select))
         records, settings = Records(folder / "runs"), WorkerSettings(folder, 0, None, None, False)
         for run in plan.selection_runs():
-            records.add(run, carry_out(run, settings))
+            records.add(run, execute_run(run, settings))
         candidates = search_results(plan, records)
         chosen = choices(candidates)
         [final] = plan.final_runs(chosen)
-        accuracy = carry_out(final, settings)["evaluations"][-1]["eval_accuracy"]
+        accuracy = execute_run(final, settings)["evaluations"][-1]["eval_accuracy"]
         found[poisoned] = ([c.scores for c in candidates], chosen, accuracy)
     assert found[False][:2] == found[True][:2]
     assert found[True][1] == {("adamw", 0.0): {"learning_rate": 0.02}}

@@ -1,4 +1,4 @@
-"""The examples as modules and as commands, with a tiny model and a data set that is easy to learn for each."""
+"""The examples as modules and as commands, each with a tiny model and a data set that is easy to learn."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ OTHERS = ["sees", "the", "dog", "in", "a", "house"]
 
 @pytest.fixture(scope="session")
 def example():
-    """`main` of an example, which is loaded once."""
+    """A function that returns `main` of an example, and loads each example once."""
     loaded = {}
 
     def load(name: str):
         if name not in loaded:
             spec = importlib.util.spec_from_file_location(f"example_{name}", REPOSITORY / "examples" / f"{name}.py")
             module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module  # where pickle looks for the class of the arguments
+            sys.modules[spec.name] = module  # pickle looks here for the class of the arguments
             spec.loader.exec_module(module)
             loaded[name] = module
         return loaded[name].main
@@ -74,7 +74,7 @@ def word_tokenizer(folder: Path, words: list[str]) -> int:
 
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory) -> Path:
-    """`carla` is two tokens: carl and ##a."""
+    """A BERT for which `carla` is two tokens: carl and ##a."""
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     folder = tmp_path_factory.mktemp("bert")
@@ -127,7 +127,7 @@ def t5(tmp_path_factory) -> Path:
 
 
 def tagged_sentences(count: int, seed: int) -> list[dict]:
-    """A name is B-PER, and I-PER is its `smith`; all else is O."""
+    """Return sentences in which names are tagged B-PER, the `smith` after a name I-PER, and other words O."""
     generator = np.random.default_rng(seed)
     rows = []
     for _ in range(count):
@@ -154,7 +154,7 @@ def tag_files(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def text_files(tmp_path_factory) -> dict[str, Path]:
-    """Every word has one that always follows it."""
+    """Texts in which each word is always followed by the same other word."""
     folder = tmp_path_factory.mktemp("texts")
     rows = [{"text": " ".join(OTHERS[(i + k) % len(OTHERS)] for k in range(6 + i % 3))} for i in range(24)]
     return {
@@ -165,7 +165,7 @@ def text_files(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def pair_files(tmp_path_factory) -> dict[str, Path]:
-    """A translation of two words, or of one: targets differ in length."""
+    """Pairs whose translations have one or two words, so the targets differ in length."""
     folder = tmp_path_factory.mktemp("pairs")
     rows = [
         {"english": f"{article} {word}", "french": translation}

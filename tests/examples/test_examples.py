@@ -1,4 +1,4 @@
-"""Each example learns with SAM, writes what the programs write, goes on from a checkpoint, and refuses wrong use."""
+"""Each example learns with SAM, writes the same files as the scripts, resumes, and refuses wrong use."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def inputs(bert, llama, t5, tag_files, text_files, pair_files):
 
 @pytest.fixture
 def train(example, inputs, tmp_path):
-    """Run an example in this process; returns its folder."""
+    """Run an example in this process and return its output folder."""
 
     def call(name: str, *options, output: str = "output") -> Path:
         model, files = inputs[name]
@@ -84,7 +84,7 @@ def test_learns_with_sam(train, name, epochs, least):
 def test_resuming_equals_the_run_in_one_go(train, name):
     options = ["--do_train", "--max_steps", 4, "--save_strategy", "steps", "--save_steps", 2]
     whole, cut = train(name, *options, output="whole"), train(name, *options, output="cut")
-    # As a run that was stopped after step 2 leaves it
+    # This is what a run leaves that was stopped after step 2
     shutil.rmtree(cut / "checkpoint-4")
     (cut / "model.safetensors").unlink()
     train(name, *options, output="cut")
@@ -105,7 +105,7 @@ def test_adapters(train, name):
 
 @pytest.mark.parametrize("name", OF)
 def test_accumulated_micro_batches_are_the_large_batch(train, name):
-    """Sentences differ in length: a mean of the micro-batches' means would be another loss."""
+    """Sentences differ in length, so a mean of the micro-batches' means would be another loss."""
     options = ["--do_train", "--max_steps", 3, "--optim", "sgd", "--learning_rate", 0.1, "--sam_rho", 0.2]
     options += ["--max_grad_norm", 0]  # clipping would hide a factor
     whole = train(name, *options, "--per_device_train_batch_size", 8, output="whole")
@@ -129,7 +129,7 @@ def test_accumulated_micro_batches_are_the_large_batch(train, name):
     ],
 )
 def test_wrong_use_is_one_line_and_status_2(train, name, options, message, capsys):
-    from sam_hf.command_line.parsing import run
+    from sam_hf.command_line import run
 
     with pytest.raises(SystemExit) as stop:
         run(lambda: train(name, "--do_train", *options))
@@ -149,7 +149,7 @@ def test_words_and_tags_that_do_not_match(train, tmp_path):
 
 
 def test_parts_of_speech_from_csv(train, tmp_path):
-    """Tags that are no entities: no seqeval, accuracy and F1 of words."""
+    """Tags that are not entities are measured by accuracy and F1 of words, without seqeval."""
     file = tmp_path / "words.csv"
     file.write_text("words,tags\n" + "the dog sees carla,DET NOUN VERB NAME\na house,DET NOUN\n" * 8, encoding="utf-8")
     files = ["--train_file", file, "--validation_file", file, "--test_file", file]
@@ -158,7 +158,7 @@ def test_parts_of_speech_from_csv(train, tmp_path):
     assert predictions(folder)[:2] == ["DET NOUN VERB NAME", "DET NOUN"]
 
 
-def test_evaluation_of_what_was_trained(train, inputs):
+def test_evaluation_of_the_trained_model(train, inputs):
     folder = train("token_classification", "--do_train", "--num_train_epochs", 8)
     files = inputs["token_classification"][1]
     options = ["--model_name_or_path", folder, "--do_eval", "--do_predict", "--validation_file", files["validation"]]

@@ -1,4 +1,4 @@
-"""The examples as commands: alone, and as two processes under torchrun."""
+"""The examples as commands: in one process, and in two processes under torchrun."""
 
 from __future__ import annotations
 

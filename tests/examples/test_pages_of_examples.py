@@ -1,4 +1,4 @@
-"""What examples/README.md tells to type is understood, and each example has its help."""
+"""The examples understand the commands in examples/README.md, and each has its help."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_there_is_a_command_for_each():
 
 
 @pytest.mark.parametrize("name, own", [("sft", "--packing"), ("seq2seq", "--predict_with_generate")])
-def test_help_shows_what_the_trainer_is_taken_for(example, capsys, name, own):
+def test_help_shows_the_options_of_the_trainer(example, capsys, name, own):
     with pytest.raises(SystemExit) as stop:
         example(name)(["--help"])
     assert stop.value.code == 0

@@ -1,4 +1,4 @@
-"""Trains a tiny model under FSDP2 through SAMTrainer, stops in the middle, resumes, and saves the whole weights."""
+"""Trains a tiny model under FSDP2 with SAMTrainer, resumes from the middle, and saves both runs' whole weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FSDP2 through Trainer, which runs it on accelerators only: the unsharded result, and an exact resume."""
+"""FSDP2 in Trainer, which needs accelerators for it, gives the unsharded result and resumes exactly."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def unsharded_weights(out: Path, **options: int) -> dict[str, torch.Tensor]:
     return whole_weights(trainer)
 
 
-# One rank sees the batches of a single process: the sharded code, compared exactly
+# One rank sees the batches of a single process, so the sharded code is compared exactly
 @pytest.mark.parametrize("options", [{}, {"sam_m": 4}, {"sam_ascent_steps": 2}], ids=str)
 def test_equals_the_unsharded_run_and_resumes(tmp_path, options):
     result = sharded_result(tmp_path, 1, **options)

@@ -1,4 +1,4 @@
-"""On a CUDA device: fp16, bf16, generators, memory at peak, waits for the device, fused optimizers, torch.compile."""
+"""On a CUDA device: fp16, bf16, generators, peak memory, waits for the device, fused optimizers, torch.compile."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def restoring_watch():
 @pytest.mark.parametrize("m", [None, 4, 2])
 def test_mixed_precision_follows_float32(tmp_path, precision, m):
     expected = trained(single(), sentences(48), tmp_path, **RUN, sam_m=m)
-    # A scale at which nothing overflows, so that no update is skipped
+    # At this scale nothing overflows, so no update is skipped
     trainer = trainer_of(
         single(), sentences(48), tmp_path, callbacks=[restoring_watch()], **{precision: True}, **RUN, sam_m=m
     )
@@ -61,7 +61,7 @@ def test_mixed_precision_follows_float32(tmp_path, precision, m):
     trainer.train()
     for entry, reference in zip(updates(trainer), updates(expected), strict=True):
         assert entry["sam_skipped"] == 0.0
-        # The loss scale is in none of them
+        # None of them contains the loss scale
         for key in KEYS:
             assert entry[key] == pytest.approx(reference[key], rel=0.1, abs=0.02)
 
@@ -92,7 +92,7 @@ def test_weights_in_bf16_with_stochastic_rounding_and_a_fused_optimizer(tmp_path
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch_fused", "sgd"])
-def test_fused_and_foreach_optimizers_step_alike(tmp_path, optim):
+def test_fused_and_foreach_optimizers_make_the_same_step(tmp_path, optim):
     results = []
     for args in ("foreach=False", "fused=True"):
         model = single()
@@ -104,7 +104,7 @@ def test_fused_and_foreach_optimizers_step_alike(tmp_path, optim):
 
 
 def test_both_passes_draw_the_devices_own_random_numbers_again(tmp_path):
-    """At ρ → 0 training with dropout is plain Trainer's."""
+    """With ρ → 0, training with dropout equals that of plain Trainer."""
     plain = trained(single(dropout=0.3), sentences(48), tmp_path, trainer_class=Trainer, **RUN)
     sam = trained(single(dropout=0.3), sentences(48), tmp_path, **(RUN | {"sam_rho": 1e-12}))
     for entry, reference in zip(updates(sam), updates(plain), strict=True):
@@ -137,7 +137,7 @@ OTHER_METHODS = [{"sam_method": method} for method in METHODS if method not in (
     "options", [*AXES, *OTHER_METHODS, {"sam_method": "wsam", "sam_method_kwargs": {"decouple": True}}], ids=str
 )
 def test_no_update_waits_for_the_device(tmp_path, options):
-    trained(single(), sentences(48), tmp_path, **RUN)  # what is done once
+    trained(single(), sentences(48), tmp_path, **RUN)  # this does what happens only once
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -147,9 +147,9 @@ def test_no_update_waits_for_the_device(tmp_path, options):
             torch.cuda.set_sync_debug_mode("default")
     package = Path(sam_hf.__file__).parent
     waits = [w for w in caught if "synchroniz" in str(w.message)]
-    assert waits, "Trainer itself waits: the mode is on"
+    assert waits, "Trainer itself waits, so there must be warnings"
     ours = Counter((Path(w.filename).name, w.lineno) for w in waits if package in Path(w.filename).parents)
-    # Once a run, slices ask whether the loss is a mean
+    # Slices check once per run whether the loss is a mean
     assert set(ours.values()) <= ({1} if "sam_ascent_fraction" in options else set())
 
 
@@ -165,7 +165,7 @@ def test_compiled_model_is_not_compiled_again(tmp_path, options):
             if event == "on_step_end":
                 self.compiled += (torch._dynamo.utils.counters["stats"]["unique_graphs"],)
 
-    # AdamW would blow up the rounding noise of biases whose gradient is zero
+    # AdamW would amplify the rounding noise of biases whose gradient is zero
     run = RUN | {"optim": "sgd", "learning_rate": 0.05} | options
     torch._dynamo.reset()
     counting, eager, compiled = Counting(), single(), single()

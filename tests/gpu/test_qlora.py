@@ -1,4 +1,4 @@
-"""SAM over LoRA adapters of a model in 4 bits: ε is on the adapters, the base is neither moved nor copied."""
+"""SAM with LoRA adapters of a 4-bit model perturbs the adapters, and neither moves nor copies the base."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LORA = {"task_type": "CAUSAL_LM", "r": 2, "target_modules": ["q_proj", "v_proj"]
 
 
 def quantised(folder):
-    """A seeded Llama, its linear layers in nf4; widths are multiples of the 64 weights that share a scale."""
+    """Return a seeded Llama with linear layers in nf4. Widths are multiples of the 64 weights that share a scale."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(vocab_size=32, initializer_range=0.1, **sizes)).save_pretrained(folder)
@@ -25,7 +25,7 @@ def quantised(folder):
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        # One precision for what the test computes by hand and what training computes
+        # The test by hand and training compute in the same precision
         bnb_4bit_compute_dtype=torch.float32,
     )
     return LlamaForCausalLM.from_pretrained(folder, quantization_config=four_bits, device_map={"": 0})
@@ -54,7 +54,7 @@ def adapter_gradients(model, data):
 def test_the_base_is_in_four_bits(tmp_path):
     model = adapted(tmp_path)
     packed = [p for p in model.parameters() if p.dtype == torch.uint8]
-    assert len(packed) == 2 * 7  # attention's four and the perceptron's three projections, of two layers
+    assert len(packed) == 2 * 7  # in each of two layers, four projections of attention and three of the perceptron
     assert all(p.dtype == torch.float32 for p in trainable(model).values())
 
 

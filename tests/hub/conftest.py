@@ -1,4 +1,4 @@
-"""A Hub on loopback, and this process's Hub client turned to it."""
+"""A Hub on loopback, and fixtures that connect this process or a program to it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def hub():
 
 @pytest.fixture
 def connect(monkeypatch, tmp_path):
-    """`connect(url, token)`: as `HF_ENDPOINT`, `HF_TOKEN`, no `HF_HUB_OFFLINE` and a fresh `HF_HOME` would do."""
+    """Return `connect(url, token)`. It acts as `HF_ENDPOINT`, `HF_TOKEN`, no `HF_HUB_OFFLINE` and a new `HF_HOME`."""
 
     def connect(url: str, token: str | None) -> None:
         home = tmp_path / "hf_home"
@@ -46,10 +46,10 @@ def connect(monkeypatch, tmp_path):
             "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
         }.items():
             monkeypatch.setattr(constants, name, value)
-        # Made once, with the address of then
+        # These clients are created once, with the address of that time
         monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
         monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", url)
-        # The client waits between its tries, half a minute in all
+        # The client waits between its retries, about 20 seconds in total
         without_sleep = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
         monkeypatch.setattr(huggingface_hub.utils._http, "time", without_sleep)
         monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -67,7 +67,7 @@ def connected(hub, connect):
 
 @pytest.fixture
 def make(tmp_path):
-    """A trainer of a tiny BERT that pushes to `tester/run`; three updates, a checkpoint after each."""
+    """Return a function that makes a trainer: a tiny BERT, three updates with a checkpoint each, pushed to `run`."""
 
     def make(model=None, name="run", trainer_class=SAMTrainer, callbacks=(), **changes):
         model = tiny.bert(dtype=torch.float32) if model is None else model
@@ -87,7 +87,7 @@ def make(tmp_path):
 
 @pytest.fixture
 def start_command(tmp_path):
-    """A program in a process of its own, turned to `hub` as a user does it: by environment variables."""
+    """Return a function that starts a program in its own process. Environment variables connect it to the Hub."""
 
     def start(words, url: str, token: str | None) -> subprocess.Popen:
         dropped = ("HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -113,7 +113,7 @@ def start_command(tmp_path):
 
 @pytest.fixture
 def run_command(start_command):
-    """The same to its end."""
+    """Return a function that starts a program and waits until it ends."""
 
     def run(words, url: str, token: str | None) -> subprocess.CompletedProcess:
         with start_command(words, url, token) as process:

@@ -1,4 +1,4 @@
-"""What every push must fulfil."""
+"""Checks that every push must pass."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def logits_of(model) -> torch.Tensor:
 
 
 def assert_pushed(trainer, repository: str, revision: str = "main", **kwargs) -> None:
-    """What is loaded from the Hub gives the same logits, bit for bit."""
+    """Check that the model loaded from the Hub gives the same logits, bit for bit."""
     model = AutoModelForSequenceClassification.from_pretrained(repository, revision=revision, **kwargs)
     assert torch.equal(logits_of(model), logits_of(trainer.model))
 
 
 def assert_no_secret(hub, *folders, tokens=()) -> None:
-    """No byte that was sent but in headers, and none of a file, is of a token."""
+    """Check that no token is in what was sent, except in headers, nor in any file."""
     secrets = [token.encode() for token in (*hub.store.tokens, *tokens)]
     assert any(hub.token in r.headers.get("authorization", "") for r in hub.requests), "the token was used at all"
     files = [path for folder in folders for path in Path(folder).rglob("*") if path.is_file()]

@@ -1,4 +1,4 @@
-"""The Hub's HTTP interface, a function a route: `serve(hub, request, query, *groups of the path)`."""
+"""The Hub's HTTP interface, one function per route: `serve(hub, request, query, *groups of the path)`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAME = r"([\w.-]+/[\w.-]+)"
 
 @dataclass
 class Answer(Exception):
-    """A response; raised where a request cannot be served."""
+    """A response. It is raised if a request cannot be served."""
 
     status: int
     body: bytes | dict | list = b""
@@ -31,7 +31,7 @@ def answer(body=b"", headers=None):
 
 
 def who(hub, request) -> tuple[str | None, bool]:
-    """The user and whether the token may write. A wrong token is refused, none is a visitor."""
+    """Return the user and whether the token may write. A wrong token is refused. Without a token, it is a visitor."""
     sent = request.headers.get("authorization", "").removeprefix("Bearer ")
     if sent and sent not in hub.store.tokens:
         raise refuse(401, "Invalid user token.")
@@ -98,7 +98,7 @@ def create_branch(hub, request, query, name, branch):
 
 
 def validate_yaml(hub, request, query):
-    """The Hub's checks of the metadata, as far as they are known: YAML, list fields, names of models, model-index."""
+    """Make the known checks of the Hub on metadata: YAML, fields that are lists, names of models, model-index."""
     from huggingface_hub import ModelCard
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
@@ -117,7 +117,7 @@ def validate_yaml(hub, request, query):
                 errors.append('"model-index[0].results[0].dataset" needs "name" and "type"')
     except HFValidationError as error:
         errors.append(f'"base_model" is not valid. Use a model id: {error}')
-    except Exception as error:  # whatever the library finds wrong
+    except Exception as error:  # any error that the library finds
         errors.append(f"{type(error).__name__}: {error}")
     if errors:
         return Answer(400, {"errors": [{"message": message} for message in errors], "warnings": []})

@@ -1,4 +1,4 @@
-"""What a Hub keeps: repositories with branches and commits, and a store of large files. No HTTP here."""
+"""What a Hub stores: repositories with branches and commits, and large files. There is no HTTP here."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import itertools
 import threading
 from dataclasses import dataclass, field
 
-# As in the .gitattributes that a new repository gets
+# The same as in the .gitattributes of a new repository
 LARGE = (".bin", ".safetensors", ".pt", ".pth", ".pkl", ".npz", ".parquet", ".onnx", ".h5", ".gz", ".zip")
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of a commit: its bytes, or the digest of a large one."""
+    """A file of a commit: its bytes, or only the digest if it is large."""
 
     content: bytes | None
     sha256: str
@@ -25,7 +25,7 @@ class File:
 
     @property
     def oid(self) -> str:
-        """What a client compares to see whether its file is the same."""
+        """The digest that a client compares with that of its own file."""
         if self.content is None:
             return self.sha256
         return hashlib.sha1(b"blob %d\0" % self.size + self.content).hexdigest()
@@ -49,7 +49,7 @@ class Repository:
     branches: dict[str, list[Commit]] = field(default_factory=dict)
 
     def find(self, revision: str) -> Commit | None:
-        """The last commit of a branch, or the commit with this digest."""
+        """Return the last commit of a branch, or the commit with this digest."""
         if revision in self.branches:
             return self.branches[revision][-1]
         return next((c for branch in self.branches.values() for c in branch if c.oid == revision), None)
@@ -87,7 +87,7 @@ class Store:
         return self.large[file.sha256] if file.content is None else file.content
 
     def keep_large(self, oid: str, content: bytes) -> bool:
-        """Take a large file in, if its digest is right."""
+        """Store a large file and return `True` if its digest is right."""
         if hashlib.sha256(content).hexdigest() != oid:
             return False
         self.large[oid] = content

@@ -1,7 +1,7 @@
 """
-A Hub on loopback: enough of the Hub's HTTP interface for pushing and loading models, with faults on request.
+A Hub on loopback: enough of the Hub's HTTP interface to push and load models, with faults on request.
 
-Left out, and refused with 404: Xet, pull requests, data sets and Spaces, everything social.
+It does not have Xet, pull requests, data sets, Spaces and everything social, and answers 404 for them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hub_store import Commit, Repository, Store
 
 @dataclass
 class Fault:
-    """Answer `status` to the requests that match; `status=None` breaks the connection off instead."""
+    """Answers `status` to the requests that match. `status=None` closes the connection instead."""
 
     method: str
     path: str
@@ -40,7 +40,7 @@ class Fault:
 
 @dataclass
 class Stall:
-    """The first request that matches is read up to its middle (`reached`), and broken off when that is `released`."""
+    """Reads half of the first request that matches (`reached`), and closes the connection when `released` is set."""
 
     path: str
     reached: threading.Event = field(default_factory=threading.Event)
@@ -61,12 +61,12 @@ class LoopbackHub:
     A running Hub: `with LoopbackHub() as hub: ...`.
 
     Args:
-        chunk: large files above this many bytes are uploaded in parts of it; `None`: always whole.
+        chunk: larger files than this many bytes are uploaded in parts of this size. `None`: always as one.
 
     Attributes:
-        url: for `HF_ENDPOINT`.
-        token: of the user `tester`, who may write. `read_token` may not.
-        requests: all that came in.
+        url: the value for `HF_ENDPOINT`.
+        token: the token of the user `tester`, with write access. `read_token` is the user's token without it.
+        requests: all requests that came in.
     """
 
     user = "tester"
@@ -94,17 +94,17 @@ class LoopbackHub:
         self._server.server_close()
 
     def fail(self, method: str, path: str, status: int | None, times: int = -1, after: int = 0) -> None:
-        """From the `after`-th matching request on, fail `times` of them (-1: all)."""
+        """Let `times` matching requests fail (-1: all), after the first `after` of them have passed."""
         self.faults.append(Fault(method, path, status, times, after))
 
     def hold(self, path: str) -> threading.Event:
-        """Let requests that match wait until the event is set."""
+        """Let matching requests wait until the returned event is set."""
         event = threading.Event()
         self.held.append((path, event))
         return event
 
     def stall(self, path: str) -> Stall:
-        """Stop reading in the middle of the first upload that matches."""
+        """Stop reading in the middle of the first matching upload."""
         self.stalls.append(Stall(path))
         return self.stalls[-1]
 
@@ -125,7 +125,7 @@ class LoopbackHub:
         return sum(r.method == method and re.search(path, r.path) is not None for r in self.requests)
 
     def every_byte(self) -> bytes:
-        """All that a client sent, but for the headers, and all that is stored."""
+        """Return everything that clients sent, except the headers, and everything that is stored."""
         sent = [r.path.encode() + b"\n" + r.body for r in self.requests]
         return b"\n".join([*sent, *self.store.large.values()])
 
@@ -133,7 +133,7 @@ class LoopbackHub:
 class _Handler(BaseHTTPRequestHandler):
     hub: LoopbackHub
     protocol_version = "HTTP/1.1"
-    wbufsize = 1 << 16  # head and body in one packet
+    wbufsize = 1 << 16  # sends head and body in one packet
     disable_nagle_algorithm = True
 
     def _serve(self) -> None:
@@ -200,4 +200,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *_) -> None:
-        """Nothing on stderr."""
+        """Write nothing to stderr."""

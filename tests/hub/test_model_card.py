@@ -1,4 +1,4 @@
-"""The page on the Hub: true, valid, and without a word on the machine that trained."""
+"""The model card is true and valid, and it says nothing about the machine that trained."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import math
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 from datasets import Dataset
-from huggingface_hub import ModelCard, metadata_load
+from huggingface_hub import ModelCard, metadata_load, metadata_save
 from huggingface_hub.repocard_data import model_index_to_eval_results
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, TrainerState
 
-from sam_hf import SAMArguments, SAMTrainer
-from sam_hf.hub.model_card import TAGS, citations, facts, section
+from sam_hf import SAMTrainer, SAMTrainingArguments
+from sam_hf.hub.model_card import TAGS, citations, complete_card, facts, section
 from sam_hf.inputs.options import DataArguments, ModelArguments
 from sam_hf.methods import METHODS
 from sam_hf.recipes.card import card_arguments
@@ -31,7 +30,7 @@ def accuracy(prediction) -> dict[str, float]:
 
 @pytest.fixture
 def card_of(make, tmp_path):
-    """`card_of(trainer, **arguments)`: the card that a trained trainer writes."""
+    """Return `card_of(trainer, **arguments)`, which returns the card that a trained trainer writes."""
 
     def card_of(trainer, **arguments) -> ModelCard:
         trainer.create_model_card(**arguments)
@@ -57,7 +56,7 @@ def trained(make):
 
 @pytest.fixture
 def local_bert(tmp_path) -> BertForSequenceClassification:
-    """A model loaded from a folder, whose name is nobody's business."""
+    """Return a model that was loaded from a folder with a private name."""
     tiny.bert(dtype=torch.float32).save_pretrained(tmp_path / "private" / "bert")
     return BertForSequenceClassification.from_pretrained(tmp_path / "private" / "bert")
 
@@ -79,14 +78,16 @@ def test_the_card_of_a_push(connected, make):
         "| radius ρ | 0.02 |",
         "| norm p | 2 |",
         "| m, examples that share a perturbation | 2 |",
-        "| passes an update (plain training: 1) | k + 1 |",
+        "| passes per update (plain training: 1) | k + 1 |",
         "| `alpha` | 0.3 |",
     ):
         assert row in card.text
     sharpness = [log["sam_sharpness"] for log in trainer.state.log_history if "sam_sharpness" in log]
     assert f"| sharpness L(w+ε) − L(w), last log | {sharpness[-1]:.4g} |" in card.text
+    method = METHODS["gsam"]
+    assert f"Method: {method.title}. {method.summary}\n" in card.text
     assert "not the Segment Anything Model" in card.text
-    assert CITED.findall(card.text) == [METHODS["sam"].citation + "\n\n" + METHODS["gsam"].citation + "\n"]
+    assert CITED.findall(card.text) == [METHODS["sam"].citation + "\n\n" + method.citation + "\n"]
 
     (result,) = card.data.eval_results
     assert (result.dataset_name, result.dataset_type, result.dataset_args) == ("Some data", "some/data", "x")
@@ -110,13 +111,13 @@ def test_the_snippet_runs(trained, card_of, monkeypatch, tmp_path):
     assert (type(made), made.args.sam_method, made.args.sam_rho) == (SAMTrainer, "asam", 0.3)
 
 
-def test_a_radius_that_follows_the_steps_is_no_number(trained, card_of):
+def test_a_radius_that_follows_the_steps_is_not_a_number(trained, card_of):
     text = card_of(trained(sam_rho=None)).text
     assert "| radius ρ | 0.1 of the length of the optimizer's last step |" in text
     assert 'sam_method="sam", sam_rho_schedule="auto")' in text
 
 
-def test_written_twice_is_the_same(trained, card_of):
+def test_a_card_that_is_written_twice_stays_the_same(trained, card_of):
     trainer = trained()
     first = card_of(trainer)
     assert card_of(trainer).content == first.content
@@ -136,19 +137,22 @@ def test_model_that_was_not_trained_here(make, card_of):
     assert not set(TAGS) & set(card_of(trainer).data.tags)
 
 
-def untrained(arguments: SAMArguments, **model_card_facts: str) -> SimpleNamespace:
-    state = SimpleNamespace(log_history=[])
-    return SimpleNamespace(sam_args=arguments, state=state, model_card_facts=model_card_facts)
+def untrained(**arguments) -> SAMTrainer:
+    """Return a trainer that has arguments and an empty log, but no model."""
+    trainer = object.__new__(SAMTrainer)
+    trainer.args, trainer.state = SAMTrainingArguments(use_cpu=True, **arguments), TrainerState()
+    trainer.model_card_facts = {}
+    return trainer
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method(name):
-    """No row of what has no meaning for it, and its own citation."""
+    """The card has no row that is meaningless for the method, and it cites the method."""
     method = METHODS[name]
-    trainer = untrained(SAMArguments(sam_method=name))
+    trainer = untrained(sam_method=name)
     rows = facts(trainer)
     assert rows["method"] == f"[{method.title}]({method.paper}), `{name}`"
-    assert rows["passes an update (plain training: 1)"] == method.cost.passes
+    assert rows["passes per update (plain training: 1)"] == method.cost.passes
     published = {"asam": "0.5", "msam": "0.05", "nbar": None}
     assert rows.get("radius ρ") == published.get(name, "0.1 of the length of the optimizer's last step")
     assert ("norm p" in rows) == ("sam_p" not in method.refuses)
@@ -159,8 +163,8 @@ def test_every_method(name):
     assert f'sam_method="{name}"' in section(trainer)
 
 
-def test_what_is_not_at_its_default_is_told():
-    arguments = SAMArguments(
+def test_arguments_that_are_not_at_their_defaults_have_rows():
+    trainer = untrained(
         sam_rho=0.1,
         sam_rho_schedule="cosine",
         sam_rho_min=0.01,
@@ -170,7 +174,8 @@ def test_what_is_not_at_its_default_is_told():
         sam_interval=10,
         sam_target_modules=["query"],
     )
-    rows = facts(untrained(arguments, seed="3"))
+    trainer.model_card_facts["seed"] = "3"
+    rows = facts(trainer)
     assert rows["radius ρ"] == "0.1, cosine to 0.01"
     assert rows["norm p"] == "inf"
     assert rows["ascent steps k"] == "3"
@@ -180,7 +185,23 @@ def test_what_is_not_at_its_default_is_told():
     assert rows["seed"] == "3"
 
 
-def test_largest_eigenvalue_where_it_was_measured(trained, card_of):
+def test_a_bar_does_not_start_another_column():
+    assert "| `sam_target_modules` | `query\\|value` |" in section(untrained(sam_target_modules="query|value"))
+
+
+def test_results_that_the_hub_library_cannot_parse_are_kept(trained):
+    """`ModelCard` raises an error for results without a metric."""
+    trainer = trained()
+    path = Path(trainer.args.output_dir) / "README.md"
+    results = [{"name": "run", "results": [{"task": {"type": "other"}, "dataset": {"name": "mine", "note": "new"}}]}]
+    metadata_save(path, {"model-index": results, "datasets": ["me/data", "csv"], "license": "mit"})
+    complete_card(trainer, path)
+    metadata = metadata_load(path)
+    assert metadata.pop("tags") == list(TAGS)
+    assert metadata == {"model-index": results, "datasets": ["me/data"], "license": "mit"}
+
+
+def test_largest_eigenvalue_is_shown_if_it_was_measured(trained, card_of):
     trainer = trained(compute_metrics=lambda prediction: {"sharpness_lambda_max": 12.34567})
     assert "| λmax of the Hessian, last evaluation | 12.35 |" in card_of(trainer).text
     assert "λmax" not in card_of(trained(name="without")).text
@@ -188,7 +209,7 @@ def test_largest_eigenvalue_where_it_was_measured(trained, card_of):
 
 @pytest.mark.parametrize("fate", ["there", "deleted", "relative"])
 def test_local_checkpoint_is_not_named(trained, card_of, tmp_path, monkeypatch, connected, local_bert, fate):
-    """Trainer takes a folder that is gone, or was relative to another place, for a model on the Hub."""
+    """Trainer mistakes a folder that is gone, or relative to another folder, for a model on the Hub."""
     if fate == "relative":
         monkeypatch.chdir(tmp_path)
         local_bert = BertForSequenceClassification.from_pretrained("private/bert")
@@ -200,7 +221,7 @@ def test_local_checkpoint_is_not_named(trained, card_of, tmp_path, monkeypatch, 
     assert card.data.base_model is None
     assert "private" not in card.content and str(tmp_path) not in card.content
     assert "trained from scratch" not in card.text
-    assert "a checkpoint that is not on the Hub" in card.text
+    assert "This model is a fine-tuned version of a checkpoint that is not on the Hub on" in card.text
     card.validate()
 
 
@@ -211,13 +232,13 @@ def test_known_name_of_a_local_checkpoint(trained, card_of, local_bert, connecte
     card.validate()
 
 
-def test_model_from_scratch_is_said_to_be(trained, card_of):
+def test_card_of_a_model_from_scratch(trained, card_of):
     assert "trained from scratch on an unknown dataset" in card_of(trained()).text
 
 
 @pytest.mark.parametrize("finetuned_from", [None, "google/bert"])
 def test_adapters(trained, tmp_path, connected, local_bert, finetuned_from):
-    """PEFT names the base model's folder in the card of every save, which the Hub refuses."""
+    """PEFT names the base model's folder in the card of each save. The Hub would refuse this card."""
     peft = pytest.importorskip("peft")
     model = peft.get_peft_model(local_bert, peft.LoraConfig("SEQ_CLS", r=2, target_modules=["query", "value"]))
     trainer = trained(model, save_strategy="steps", push_to_hub=True, hub_strategy="checkpoint")
@@ -240,7 +261,7 @@ def test_adapters(trained, tmp_path, connected, local_bert, finetuned_from):
 
 @pytest.mark.parametrize("in_memory", [False, True], ids=["list", "dataset"])
 def test_data_without_a_name(trained, card_of, connected, in_memory):
-    """Trainer writes `null` for data made in memory, and leaves their results out."""
+    """Trainer alone calls data made in memory "the None dataset", and leaves their results out."""
     trainer = trained()
     columns = {key: [example[key].tolist() for example in tiny.sentences(4)] for key in tiny.sentences(1)[0]}
     if in_memory:

@@ -1,4 +1,4 @@
-"""Pushing over HTTP, as Trainer does it: where, what, when."""
+"""Pushing over HTTP: SAM pushes the same files as Trainer, to the same place and at the same time."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_revision(connected, make):
     assert checkpoints_in(connected.files("run", "seed-1")) == {f"checkpoint-{i}" for i in (1, 2, 3)}
     assert_pushed(trainer, "tester/run", revision="seed-1")
 
-    trainer.push_to_hub(revision="seed-2")  # of a branch that is made on the way
+    trainer.push_to_hub(revision="seed-2")  # creates this branch
     assert [commit.message for commit in connected.commits("run", "seed-2")] == ["End of training"]
 
 
@@ -124,7 +124,7 @@ def test_second_push_sends_what_changed(connected, make):
 
 
 def test_training_does_not_wait_for_a_push(connected, make):
-    """The first push is held back until training is done; those due meanwhile are left out, as Trainer does."""
+    """The first push is delayed until training is done. Trainer skips the pushes that are due in the meantime."""
     release = connected.hold("/commit/")
     under_way = []
 
@@ -135,14 +135,14 @@ def test_training_does_not_wait_for_a_push(connected, make):
 
     trainer = make(hub_strategy="every_save", hub_always_push=False, callbacks=[Release()])
     trainer.train()
-    assert under_way in ([None], []), "asked for at most, and not answered"
+    assert under_way in ([None], []), "requested at most, and not answered"
     assert [commit.message for commit in connected.commits("run")] == ["Training in progress, step 1"]
     trainer.push_to_hub()
     assert_pushed(trainer, "tester/run")
 
 
 def test_files_do_not_change_under_a_push(connected, make):
-    """`hub_always_push`: the next one waits, as it writes over the model that is being sent."""
+    """With `hub_always_push`, the next push waits, because it overwrites the model that is being sent."""
     sums = []
 
     class Look(TrainerCallback):
@@ -150,7 +150,7 @@ def test_files_do_not_change_under_a_push(connected, make):
             sums.append(float(sum(p.detach().double().sum() for p in model.parameters())))
 
     trainer = make(hub_strategy="every_save", callbacks=[Look()], max_steps=6)
-    # Long enough for all of training, if it did not wait
+    # Without the wait, all of the training would take less than this second
     threading.Timer(1.0, connected.hold("/preupload/").set).start()
     trainer.train()
     assert len(connected.commits("run")) == 6
@@ -188,14 +188,14 @@ def test_lora(connected, make, tmp_path):
     assert {"adapter_config.json", "adapter_model.safetensors", "last-checkpoint/adapter_model.safetensors"} <= set(
         connected.files("run")
     )
-    # The labels' number is in the base model's configuration, which the test keeps in a folder
+    # The number of labels is in the base model's configuration, which the test keeps in a folder
     loaded = peft.AutoPeftModelForSequenceClassification.from_pretrained("tester/run")
     assert torch.equal(logits_of(loaded), logits_of(trainer.model))
     assert_no_secret(connected, trainer.args.output_dir)
 
 
-def test_plain_arguments_keep_the_token_back_too(connected, tmp_path):
-    """`TrainingArguments`, as in the change of one line."""
+def test_plain_arguments_do_not_save_the_token_either(connected, tmp_path):
+    """Only the trainer's class is changed: the arguments are plain `TrainingArguments`."""
     from transformers import TrainingArguments
 
     args = TrainingArguments(

@@ -1,4 +1,4 @@
-"""The programs with `--push_to_hub`, as a user runs them."""
+"""The finetuning programs with `--push_to_hub`, run as a user runs them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hub_checks import assert_no_secret
 from loopback_hub import LoopbackHub
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
-from sam_hf.command_line import parsing as cli
+from sam_hf import command_line as cli
 
 REPOSITORY = Path(__file__).parents[2]
 TEXTS = ["good film", "bad plot", "a fine film", "the awful plot", "great plot", "poor film"] * 4
@@ -24,7 +24,7 @@ TEXTS = ["good film", "bad plot", "a fine film", "the awful plot", "great plot",
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> dict[str, Path]:
-    """A tiny checkpoint and a file of examples."""
+    """Return the paths of a tiny checkpoint and a file of examples."""
     folder = tmp_path_factory.mktemp("inputs")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({word for text in TEXTS for word in text.split()})]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
@@ -56,7 +56,7 @@ def options(inputs, tmp_path) -> list[str]:
 
 @pytest.fixture
 def wide_model(inputs, tmp_path) -> Path:
-    """A checkpoint of 17 MB, more than a connection takes in before it is read at the other end."""
+    """Return a checkpoint of 17 MB, which is more than a connection buffers before the other end reads."""
     folder = tmp_path / "wide"
     BertModel(BertConfig.from_pretrained(inputs["model"], intermediate_size=1 << 18)).save_pretrained(folder)
     AutoTokenizer.from_pretrained(inputs["model"]).save_pretrained(folder)
@@ -73,7 +73,7 @@ def finetune(run_command, options):
 
 @pytest.fixture
 def finetune_here(options, capsys):
-    """The same in this process, which has imported everything: exit status and, if it `ends` so, the error's line."""
+    """Run the same program in this process. Return the exit status and, if it exits (`ends`), the error's line."""
     spec = importlib.util.spec_from_file_location("finetune_text", REPOSITORY / "scripts" / "finetune_text.py")
     script = sys.modules["finetune_text"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
@@ -89,7 +89,7 @@ def finetune_here(options, capsys):
 
 
 def assert_same_logits(*checkpoints: str | Path) -> None:
-    """With the tokenizer of the first, bit for bit."""
+    """Check that two checkpoints give the same logits, bit for bit, with the tokenizer of the first."""
     text = AutoTokenizer.from_pretrained(checkpoints[0])("a good film", return_tensors="pt")
     first, second = (AutoModelForSequenceClassification.from_pretrained(name)(**text).logits for name in checkpoints)
     assert torch.equal(first, second)
@@ -101,7 +101,7 @@ def test_push(hub, finetune, tmp_path, connect):
     done = finetune(hub.url, None, *options)
     assert done.returncode == 0, done.stderr
     assert hub.repository("reviews").private
-    # One push a checkpoint, and one at the end
+    # One push per checkpoint, and one at the end
     assert [commit.message for commit in hub.commits("reviews")] == [
         "Training in progress, epoch 1",
         "Training in progress, epoch 1, checkpoint",
@@ -142,7 +142,7 @@ def test_the_same_command_after_a_kill_in_the_middle_of_an_upload(
 
 
 def test_card_without_a_push(finetune_here, options, connect, tmp_path):
-    """Written too, but not over one that somebody wrote by hand."""
+    """The card is also written without a push, but it does not replace a card that somebody wrote by hand."""
     options.remove("--push_to_hub")
     finetune_here(ends=False)
     card = tmp_path / "reviews" / "README.md"
@@ -170,12 +170,12 @@ def test_two_processes_push_once(hub, run_command, options, tmp_path):
     assert "Nothing is lost" in done.stderr
 
 
-def test_wrong_token_is_wrong_use(hub, connect, finetune_here, tmp_path):
+def test_wrong_token_exits_with_status_2(hub, connect, finetune_here, tmp_path):
     connect(hub.url, "hf_wrong")
     status, error = finetune_here()
     assert status == 2
     assert error.startswith("error: push_to_hub: ")
-    assert "refused the token of HF_TOKEN or of `hf auth login` (401" in error
+    assert "refused the token from HF_TOKEN or `hf auth login` (401" in error
     assert not (tmp_path / "reviews").exists(), "nothing was trained"
 
 
@@ -188,7 +188,7 @@ def test_unreachable_hub(connect, finetune_here):
     assert error.startswith(f"error: push_to_hub: the Hub at {url} cannot be reached")
 
 
-def test_failed_push_costs_nothing_but_the_push(hub, finetune, tmp_path):
+def test_failed_push_loses_nothing(hub, finetune, tmp_path):
     hub.fail("POST", "/commit/", 500)
     done = finetune(hub.url, hub.token, "--save_strategy", "epoch", "--hub_strategy", "every_save")
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""The example over TRL's trainer with `--push_to_hub`: a card of fewer arguments, and adapters."""
+"""The example with TRL's trainer and `--push_to_hub`. Its card takes fewer arguments, and it can train adapters."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_sft(connected, llama, tmp_path, adapters, monkeypatch):
     pytest.importorskip("trl")
     spec = importlib.util.spec_from_file_location("pushed_sft", REPOSITORY / "examples" / "sft.py")
     sft = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, sft)  # where pickle looks for the class of the arguments
+    monkeypatch.setitem(sys.modules, spec.name, sft)  # pickle looks here for the class of the arguments
     spec.loader.exec_module(sft)
     file = tmp_path / "train.jsonl"
     file.write_text("".join(json.dumps({"text": "a b " * (1 + i % 3)}) + "\n" for i in range(8)), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A push that fails: before training where that can be known, and never at training's cost."""
+"""Pushes that fail. They fail before training if possible, and the training is never lost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def our_warnings(caplog) -> list[str]:
 
 
 def assert_kept(trainer) -> None:
-    """The model is whole in `output_dir`."""
+    """Check that the whole model is in `output_dir`."""
     tiny.assert_same(load_file(f"{trainer.args.output_dir}/model.safetensors"), trainer.model.state_dict())
 
 
@@ -32,9 +32,7 @@ def assert_kept(trainer) -> None:
 def test_wrong_token(hub, connect, make, tmp_path, given_as):
     wrong = "hf_" + "w" * 34
     connect(hub.url, wrong if given_as == "HF_TOKEN" else hub.token)
-    with pytest.raises(
-        HubRefusedError, match=rf"refused the token of {given_as}.*401.*give one that is valid"
-    ) as error:
+    with pytest.raises(HubRefusedError, match=rf"refused the token from {given_as}.*401.*give a valid token") as error:
         make(hub_token=wrong if given_as == "hub_token" else None)
     assert wrong not in str(error.value) and "\n" not in str(error.value)
     assert not list(tmp_path.rglob("*.safetensors")), "nothing was trained"
@@ -48,35 +46,39 @@ def test_no_token(hub, connect, make):
 
 @pytest.mark.parametrize("exists", [False, True])
 def test_token_that_may_only_read(hub, connect, make, exists):
-    """The Hub client takes a repository that exists for granted, even where this token may not write to it."""
+    """The Hub client accepts a repository that exists, even if the token may not write to it."""
     if exists:
         hub.store.create("tester/run", private=False)
     connect(hub.url, hub.read_token)
-    with pytest.raises(HubRefusedError, match=r"the token may not write to tester/run \(403"):
+    with pytest.raises(HubRefusedError, match=r"the token has no write access to tester/run \(403"):
         make(hub_model_id="tester/run")
 
 
 def test_namespace_of_another(connected, make):
-    with pytest.raises(HubRefusedError, match=r"may not write to google/bert \(403.*namespace 'google'"):
+    with pytest.raises(
+        HubRefusedError, match=r"no write access to google/bert \(403.*namespace 'google'.*use a token that has it"
+    ):
         make(hub_model_id="google/bert")
 
 
 def test_name_that_no_repository_can_have(connected, make):
-    with pytest.raises(HubRefusedError, match=r"'my models' is no name of a repository.*give another hub_model_id"):
+    with pytest.raises(
+        HubRefusedError, match=r"'my models' is not a valid repository name.*give another hub_model_id"
+    ):
         make(name="my models")
     assert not connected.store.repositories
 
 
 def test_offline_mode(connected, make, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(HubRefusedError, match="HF_HUB_OFFLINE is set"):
+    with pytest.raises(HubRefusedError, match="HF_HUB_OFFLINE is set, so the Hub cannot be reached: unset it"):
         make()
 
 
 def test_unreachable(connect, make):
     with LoopbackHub() as hub:
         url, token = hub.url, hub.token
-    connect(url, token)  # where nobody listens any more
+    connect(url, token)  # a port on which no server listens any more
     with pytest.raises(HubError, match=f"the Hub at {url} cannot be reached .ConnectError") as error:
         make()
     assert not isinstance(error.value, HubRefusedError), "trying again may help"
@@ -101,7 +103,7 @@ def test_another_server_need_not_know_about_rights(connected, make):
     "method, path, status, why",
     [
         ("POST", "/commit/", 500, "answered 500"),
-        ("POST", "/preupload/", 401, "refused the token of HF_TOKEN"),
+        ("POST", "/preupload/", 401, "refused the token from HF_TOKEN"),
         ("PUT", "/lfs/", 503, "answered 503"),
         ("PUT", "/lfs/", None, "cannot be reached .RemoteProtocolError"),
     ],
@@ -119,11 +121,11 @@ def test_training_goes_on(connected, make, caplog, method, path, status, why):
     output = trainer.args.output_dir
     assert {p.name for p in Path(output).glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2", "checkpoint-3"}
     messages = our_warnings(caplog)
-    assert len(messages) == 6  # the model and the checkpoint, three times
+    assert len(messages) == 6  # for the model and the checkpoint, three times each
     assert f"hf upload tester/run {output} . --exclude '_*' --exclude 'checkpoint-*'" in messages[-2]
     assert f"hf upload tester/run {output}/checkpoint-3 checkpoint-3" in messages[-1]
     for message in messages:
-        assert "Training is not affected" in message and "\n" not in message
+        assert "Training is not affected: all files are saved there" in message and "\n" not in message
 
     with pytest.raises(HubError, match=f"{why}.*Nothing is lost: the model is in {output}. Push it with: hf upload"):
         trainer.push_to_hub()
@@ -132,8 +134,8 @@ def test_training_goes_on(connected, make, caplog, method, path, status, why):
     assert_no_secret(connected, output)
 
 
-def test_one_fault_is_made_up_for(connected, make, caplog):
-    """A push fails, the next one sends everything."""
+def test_next_push_makes_up_for_a_failed_one(connected, make, caplog):
+    """A push fails, and the next one sends everything."""
     connected.fail("POST", "/commit/", 500, times=1)
     trainer = make(hub_strategy="every_save")
     trainer.train()
@@ -143,7 +145,7 @@ def test_one_fault_is_made_up_for(connected, make, caplog):
     assert_pushed(trainer, "tester/run")
 
 
-def test_passing_faults_are_not_even_seen(connected, make, caplog):
+def test_temporary_faults_cause_no_warning(connected, make, caplog):
     connected.fail("PUT", "/lfs/", 503, times=2)
     connected.fail("POST", "/preupload/", 500, times=1)
     trainer = make(hub_strategy="end")
@@ -153,8 +155,8 @@ def test_passing_faults_are_not_even_seen(connected, make, caplog):
     assert_pushed(trainer, "tester/run")
 
 
-def test_fault_that_is_none_of_the_hub(connected, make, caplog, monkeypatch):
-    """What Trainer does itself before it pushes can fail too."""
+def test_fault_that_the_hub_did_not_cause(connected, make, caplog, monkeypatch):
+    """Trainer's own work before a push can fail too."""
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -171,7 +173,7 @@ def test_fault_that_is_none_of_the_hub(connected, make, caplog, monkeypatch):
 
 
 def test_interrupted_push_goes_on(connected, make):
-    """What was uploaded before the fault is not sent again."""
+    """Files that were uploaded before the fault are not sent again."""
     trainer = make(hub_strategy="end")
     trainer.train()
     connected.fail("POST", "/commit/", 502)
@@ -185,8 +187,8 @@ def test_interrupted_push_goes_on(connected, make):
     assert_pushed(trainer, "tester/run")
 
 
-def test_process_that_died_in_a_push_goes_on(connected, make):
-    """A second run of the same program: nothing is left to train, and it pushes."""
+def test_second_run_after_a_failed_push(connected, make):
+    """A second run of the same program has nothing left to train, and it pushes."""
     connected.fail("PUT", "/lfs/", 503, after=1)
     epochs = {"hub_strategy": "end", "max_steps": -1, "num_train_epochs": 2}
     trainer = make(**epochs)
@@ -225,8 +227,8 @@ def test_push_by_hand_as_the_message_says(connected, make, run_command):
     ],
     ids=["repository", "hub_revision", "revision"],
 )
-def test_model_is_saved_where_the_hub_is_first_asked_after_training(connected, make, path, arguments, options):
-    """`push_to_hub` is not among the arguments, so that nothing was saved or asked before."""
+def test_model_is_saved_if_the_hub_is_first_asked_after_training(connected, make, path, arguments, options):
+    """Without `push_to_hub` in the arguments, nothing is saved and the Hub is not asked before."""
     trainer = make(push_to_hub=False, save_strategy="no", **arguments)
     trainer.train()
     connected.fail("POST", path, 401)
@@ -241,7 +243,7 @@ def test_model_is_saved_where_the_hub_is_first_asked_after_training(connected, m
 
 @pytest.mark.parametrize("given", ["arguments", "call"])
 def test_push_by_hand_keeps_a_private_model_private(connected, make, run_command, given):
-    """Also where the repository could not be made."""
+    """This also holds if the repository could not be created."""
     trainer = make(push_to_hub=False, save_strategy="no", hub_private_repo=True if given == "arguments" else None)
     trainer.train()
     connected.fail("POST", "/repos/create", 503)
@@ -254,7 +256,7 @@ def test_push_by_hand_keeps_a_private_model_private(connected, make, run_command
     assert_pushed(trainer, "tester/run")
 
 
-def test_save_model_saves_where_its_push_fails(connected, make):
+def test_save_model_saves_even_if_its_push_fails(connected, make):
     trainer = make(hub_strategy="end", save_strategy="no")
     trainer.train()
     connected.fail("POST", "/commit/", 500)
@@ -263,18 +265,18 @@ def test_save_model_saves_where_its_push_fails(connected, make):
     assert_kept(trainer)
 
 
-def test_push_in_the_background_that_fails_says_so(connected, make, caplog):
+def test_push_that_fails_in_the_background_warns(connected, make, caplog):
     trainer = make(hub_strategy="end")
     trainer.train()
     connected.fail("POST", "/commit/", 500)
     future = trainer.push_to_hub(blocking=False)
     assert future.exception(timeout=60) is not None
-    hf_api().run_as_future(lambda: None).result()  # the one thread that pushes has done with the job before
+    hf_api().run_as_future(lambda: None).result()  # waits until the only thread that pushes has finished the job
     (message,) = our_warnings(caplog)
     assert "answered 500" in message and "hf upload tester/run" in message
 
 
-def test_model_that_cannot_be_saved_is_no_fault_of_the_hub(connected, make, monkeypatch):
+def test_model_that_cannot_be_saved_is_not_reported_as_a_hub_error(connected, make, monkeypatch):
     trainer = make(hub_strategy="end", save_strategy="no")
     trainer.train()
 
@@ -288,7 +290,7 @@ def test_model_that_cannot_be_saved_is_no_fault_of_the_hub(connected, make, monk
 
 
 def test_card_that_the_hub_refuses(connected, make):
-    """What it says about the card is passed on."""
+    """The error repeats what the Hub says about the card."""
     trainer = make(hub_strategy="end")
     trainer.train()
     with pytest.raises(HubError, match=r'400: "base_model" is not valid.*Nothing is lost'):

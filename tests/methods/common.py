@@ -1,4 +1,4 @@
-"""What the tests that every method in the table has to pass are run on."""
+"""Models and trainers for the tests that every method in the table has to pass."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tiny import bert, sentences, trainer_of
 
 from sam_hf.methods import METHODS
 
-# What a method needs to show itself in six updates; one that is not named here runs on its defaults
+# What a method needs to have an effect within six updates. The others run with their defaults
 SETTINGS: dict[str, dict[str, Any]] = {
     "looksam": {"sam_interval": 3},
     "nbar": {"sam_rho": None},
 }
-# Of methods that need adapters
+# Methods that need adapters
 ADAPTERS = ["nbar"]
 PERTURBING = [method for method in METHODS if method not in ADAPTERS]
 RUN = {
@@ -40,7 +40,7 @@ def model_for(method: str, dropout: float = 0.0, dtype: torch.dtype = torch.floa
 
 
 def run_of(method: str, output_dir, *, dropout: float = 0.0, dtype: torch.dtype = torch.float32, **changes: Any):
-    """`(model, trainer)`, not trained yet. 22 examples: an epoch has windows of 4+4, 4+4 and 4+2."""
+    """Return `(model, trainer)`, not trained yet. 22 examples: an epoch has windows of 4+4, 4+4 and 4+2."""
     model = model_for(method, dropout, dtype)
     options = RUN | {"sam_method": method} | SETTINGS.get(method, {}) | changes
     return model, trainer_of(model, options.pop("data", None) or sentences(22), output_dir, **options)

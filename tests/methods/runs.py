@@ -1,4 +1,4 @@
-"""One run of SAMTrainer and the same run of the reference, for every method and axis."""
+"""Runs of SAMTrainer and the same runs of the reference, for every method and axis."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OPTIMIZERS = {
 
 
 def rates_of(schedule: str, base: float) -> list[float]:
-    """Trainer's `constant`, `linear` and `cosine` schedules without warmup."""
+    """Return the learning rates of Trainer's schedules `constant`, `linear` and `cosine` without warmup."""
     progress = [t / UPDATES for t in range(UPDATES)]
     return {
         "constant": [base for _ in progress],
@@ -31,7 +31,7 @@ def rates_of(schedule: str, base: float) -> list[float]:
 def base_optimizer(settings: dict[str, Any], model, momentum: float) -> reference.SGD | reference.AdamW:
     if settings["optim"] == "sgd":
         return reference.SGD(momentum)
-    # Trainer's rule: no decay of biases and normalisation weights
+    # Trainer's rule: no weight decay for biases and normalisation weights
     decays = [
         torch.full((p.numel(),), 0.0 if "bias" in name or "LayerNorm" in name else settings["weight_decay"])
         for name, p in model.named_parameters()
@@ -40,7 +40,7 @@ def base_optimizer(settings: dict[str, Any], model, momentum: float) -> referenc
 
 
 def coordinates(model, chosen) -> torch.Tensor:
-    """The flat boolean vector of the parameters whose name `chosen` accepts."""
+    """Return a flat boolean vector: whether `chosen` accepts the name of the parameter."""
     return torch.cat([torch.full((p.numel(),), chosen(name)) for name, p in model.named_parameters()])
 
 
@@ -56,7 +56,7 @@ def reference_run(
         settings["learning_rate"],
         rho,
         mask=None if perturbs is None else coordinates(model, perturbs),
-        # asam's rule: the parameter's own name, not its module's
+        # asam's rule: the parameter's own name, and not that of its module
         scaled=coordinates(model, lambda name: "weight" in name.rsplit(".", 1)[-1]),
         **axes,
     )
@@ -84,8 +84,12 @@ def both(
     **axes: Any,
 ) -> tuple[Run, list[Update], Any]:
     """
-    `axes` in the reference's names; `perturbs`: which parameter names its mask covers, `targets`: the argument that
-    says so; `trainer_options`: what the trainer is given beyond or in place of that.
+    Train the same run with the reference and with SAMTrainer.
+
+    Args:
+        perturbs: Which parameter names the reference perturbs; `targets` is the argument for the same parameters.
+        trainer_options: Arguments of the trainer that are added or replaced.
+        **axes: Axes by the names of the reference.
     """
     settings = OPTIMIZERS[optimizer]
     data = make_data(size or 2 * batch_size * accumulation)
@@ -112,7 +116,7 @@ def both(
 
 
 def assert_agree(output_dir, method: str, optimizer: str = "momentum", **how: Any) -> tuple[Run, list[Update], Any]:
-    """Weights to 1e-9 after six updates, and what is logged of each of them."""
+    """Assert that weights agree to 1e-9 after six updates, and that the logs of each update agree."""
     run, expected, trainer = both(output_dir, method, optimizer, **how)
     assert trainer.state.global_step == UPDATES
     assert relative_difference(run.w, flat(how.get("make_model", perceptron)())) > 1e-3

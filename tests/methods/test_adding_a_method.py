@@ -1,4 +1,4 @@
-"""The example of docs/adding_a_method.md is a method: its formula, and all that the common test asks of one."""
+"""The example of docs/adding_a_method.md follows its formula and passes the tests of every method."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMMON = [check for name, check in vars(test_every_method).items() if name.start
 
 
 def written_on_the_page() -> type[Method]:
-    """The class of the page's first block, as if the block were the file it names."""
+    """Return the class in the first block of the page, as if the block were the file that the page names."""
     (file, code), *_ = re.findall(r"`sam_hf/methods/(\w+)\.py`:\n\n```python\n(.*?)```", TEXT, flags=re.DOTALL)
     namespace = {"__name__": f"sam_hf.methods.{file}", "__package__": "sam_hf.methods"}
     exec(compile(code, str(PAGE), "exec"), namespace)
@@ -61,7 +61,7 @@ def test_formula(eta):
 
 
 def cases(check) -> list[dict[str, str]]:
-    """What the common test is parametrised by, beside the methods."""
+    """Return the values that the common test is parametrised by, apart from the methods."""
     marks = [mark for mark in check.pytestmark if mark.name == "parametrize" and mark.args[0] != "method"]
     return [
         dict(zip((mark.args[0] for mark in marks), values, strict=True))

@@ -9,7 +9,7 @@ from tiny import Watch, assert_same, flat, loss_of, perceptron, points, snapshot
 from transformers import Trainer
 
 from sam_hf import SAMArguments
-from sam_hf.arguments.schedules import AUTO_SHARE, follows_steps
+from sam_hf.arguments.schedules import AUTO_SHARE, uses_auto_radius
 from sam_hf.methods import METHODS
 from sam_hf.tensors.step_length import StepLength
 
@@ -37,7 +37,7 @@ def test_follows_the_reference(tmp_path, optim):
 
 
 def test_the_first_update_is_plain(tmp_path):
-    """There is no step yet to take a share of."""
+    """There was no step yet."""
     plain, auto = perceptron(), perceptron()
     trained(plain, points(8), tmp_path, trainer_class=Trainer, max_steps=1)
     trainer = trained(auto, points(8), tmp_path, max_steps=1, **AUTO)
@@ -79,12 +79,12 @@ def test_every_method_whose_radius_is_a_length(tmp_path, method):
     ],
     ids=str,
 )
-def test_where_nobody_chose_a_radius(options, follows):
-    assert follows_steps(SAMArguments(**options)) == follows
+def test_auto_is_the_default_without_a_radius(options, follows):
+    assert uses_auto_radius(SAMArguments(**options)) == follows
 
 
 def test_a_radius_that_is_chosen_later_is_kept(tmp_path):
-    """As a hyperparameter search does: the schedule is read when training runs."""
+    """A hyperparameter search does this. The schedule is read when training runs."""
     trainer = trainer_of(perceptron(), points(24), tmp_path, sam_rho=None)
     trainer.args.sam_rho = 0.03
     trainer.train()
@@ -98,20 +98,20 @@ def test_radius_zero_is_plain_training(tmp_path):
     assert_same(snapshot(auto), snapshot(plain))
 
 
-def test_the_copy_of_the_weights_lives_during_the_step_alone(tmp_path):
+def test_the_copy_of_the_weights_exists_only_during_the_step(tmp_path):
     kept = []
     trainer = trainer_of(
         perceptron(),
         points(24),
         tmp_path,
-        callbacks=[Watch(lambda *_: kept.append(len(trainer._sam_runner.step_length._before)))],
+        callbacks=[Watch(lambda *_: kept.append(len(trainer._sam_method.step_length._before)))],
         **AUTO,
     )
     trainer.train()
     assert set(kept) == {0}
 
 
-def test_a_step_without_gradients_is_none():
+def test_a_step_without_gradients_has_no_length():
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer, length = torch.optim.SGD([parameter], lr=0.1), StepLength()
     length.before_step(optimizer)
@@ -131,6 +131,6 @@ def test_a_step_without_gradients_is_none():
     ],
     ids=str,
 )
-def test_what_has_no_meaning_beside_it_is_refused(options, message):
+def test_arguments_that_contradict_auto_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         SAMArguments(**AUTO, **options)

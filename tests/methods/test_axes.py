@@ -1,4 +1,4 @@
-"""Schedules, timing, the ascent's share of examples and the choice of parameters, on every method they apply to."""
+"""Schedules, timing, ascent fraction and target modules, with every method that they apply to."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_schedules_of_looksam(tmp_path, name):
 
 
 def test_radii_of_a_run(tmp_path):
-    """Straight from the formula, with the reference out of the way."""
+    """The radii follow the formula directly, without the reference."""
     _, _, trainer = both(tmp_path, "sam", schedule="cosine", rho=0.3, rho_min=0.1)
     # ρ at the start, the minimum at the last of six updates
     expected = [0.1 + 0.2 * (1 + math.cos(math.pi * t / 5)) / 2 for t in range(6)]
@@ -64,7 +64,7 @@ def test_radii_of_a_run(tmp_path):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("method", KNOWN)
 def test_timing(tmp_path, method, optimizer, interval, start):
-    """From ⌈start·6⌉ on, of the run's updates 0, k, 2k, …; looksam is plain until it has a direction."""
+    """SAM runs on updates 0, k, 2k, … of the run, from ⌈start·6⌉ on. looksam is plain until it has a direction."""
     _, expected, _ = assert_agree(tmp_path, method, optimizer, interval=interval, start=start)
     first = {0.0: 0, 0.5: 3, 0.2: 2, 0.34: 3}[start]
     sam_updates = [t for t, update in enumerate(expected) if update.rho]
@@ -75,7 +75,7 @@ def test_timing(tmp_path, method, optimizer, interval, start):
     "axis", [{"sam_start_ratio": 0.28}, {"sam_rho_schedule": "warmup", "sam_rho_warmup_ratio": 0.28}]
 )
 def test_shares_of_training_are_decimal_numbers(tmp_path, axis):
-    """.28 of 25 updates are 7, and not the 8 that floating point makes of them."""
+    """.28 of 25 updates are 7. In floating point they would be 8."""
     trainer = trained(perceptron(), points(8), tmp_path, max_steps=25, sam_rho=0.7, **axis)
     radii = [entry.get("sam_rho", 0.0) for entry in trainer.state.log_history if "loss" in entry]
     before = [0.0] * 7 if "sam_start_ratio" in axis else [0.1 * t for t in range(7)]
@@ -83,8 +83,8 @@ def test_shares_of_training_are_decimal_numbers(tmp_path, axis):
 
 
 @pytest.mark.parametrize(("group", "share"), [({"lr": 0.05}, 0.5), ({"lr": 0.3, "initial_lr": 0.1}, 1.0)], ids=str)
-def test_radius_follows_learning_rates_that_begin_otherwise(group, share):
-    """ReduceLROnPlateau, which notes none at its start, and one that rises above it: ρ stays the largest radius."""
+def test_radius_follows_learning_rates_without_or_above_their_first_one(group, share):
+    """ReduceLROnPlateau stores no first learning rate; another schedule rises above it, but ρ does not rise."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
     optimizer.param_groups[0].update(group)
     args = SAMArguments(sam_rho=0.4, sam_rho_min=0.2, sam_rho_schedule="lr")
@@ -108,12 +108,12 @@ def test_looksam_takes_its_second_pass_every_fifth_update_unless_told_otherwise(
 
 
 @pytest.mark.parametrize(("method", "schedule", "rho"), [("sam", "constant", 0.05), ("asam", None, 0.5)])
-def test_published_radius_where_none_follows_the_steps(tmp_path, method, schedule, rho):
+def test_published_radius_is_the_default_without_auto(tmp_path, method, schedule, rho):
     assert_agree(tmp_path, method, rho=rho, trainer_options={"sam_rho": None, "sam_rho_schedule": schedule})
 
 
-# Examples of the ascent gradient: inside the one micro-batch; whole micro-batches, others without an ascent pass; one
-# and a half micro-batches; of each group
+# The examples of the ascent gradient are a part of the only micro-batch, whole micro-batches (the others have no
+# ascent pass), one and a half micro-batches, or a part of each group
 FRACTIONS = [
     {"fraction": 0.25, "batch_size": 8, "accumulation": 1},
     {"fraction": 0.5, "batch_size": 8, "accumulation": 1},
@@ -135,13 +135,13 @@ def test_fraction(tmp_path, method, how):
 @pytest.mark.parametrize("fraction", [0.5, 0.75])
 @pytest.mark.parametrize("method", ["sam", "wsam", "fsam"])
 def test_fraction_of_a_loss_that_is_a_sum(tmp_path, method, fraction):
-    """Windows of 4+4 and 4+3 examples: 6 and 6 of them, or 4 and 4."""
+    """Windows have 4+4 and 4+3 examples. The ascent takes 6 and 6 of them, or 4 and 4."""
     how = {"weigh": reference.equal_weights, "compute_loss_func": summed_cross_entropy, "size": 15}
     assert_agree(tmp_path, method, "adamw", fraction=fraction, **how)
 
 
 def partly_labelled(size):
-    """Every third example has no label that counts."""
+    """Return points of which every third one has no label that counts."""
     labels = [-100 if index % 3 == 0 else int(point["labels"]) for index, point in enumerate(points(size))]
     return [point | {"labels": torch.tensor(label)} for point, label in zip(points(size), labels, strict=True)]
 
@@ -166,7 +166,7 @@ def test_examples_weigh_by_their_labels(tmp_path, method, how):
 
 @pytest.mark.parametrize("method", ["sam", "gsam", "fsam"])
 def test_an_ascent_part_without_any_label(tmp_path, method):
-    """Nothing to ascend along: the update is one without a perturbation."""
+    """There is no ascent direction, so the update has no perturbation."""
     data = [point | {"labels": torch.tensor(-100)} for point in points(16)[:4]] + points(16)[4:]
     model = perceptron()
     options = {"sam_method": method, "sam_ascent_fraction": 0.5, "per_device_train_batch_size": 8, "max_steps": 4}
@@ -218,7 +218,7 @@ def test_parameters_that_are_not_perturbed_on_plain_updates(tmp_path, method):
 
 @pytest.mark.parametrize("given", [["layer_norm"], "bert", ["norm"]], ids=str)
 def test_target_modules_are_not_parts_of_names(tmp_path, given):
-    """A string is a full match of a module's name, a list holds whole components; `bert` is all below it."""
+    """A string must match a whole module name and a list has whole components. `bert` includes everything below it."""
     if given == "bert":
         assert_agree(tmp_path, "sam", targets=given, perturbs=lambda name: name.startswith("bert."), **BERT)
     else:
@@ -237,7 +237,7 @@ def norms_of(model):
 
 
 def test_norms_of_models_that_define_their_own():
-    """By the names of classes, and not those of models that are called so."""
+    """Norms are found by the names of classes, and not by the names that a model gives them."""
     sizes = {"vocab_size": 24, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = RobertaPreLayerNormConfig(**sizes, intermediate_size=16)
     model = RobertaPreLayerNormForSequenceClassification(config)
@@ -251,7 +251,7 @@ def test_norms_of_models_that_define_their_own():
 
 
 class Scaled(nn.Module):
-    """asam looks at parameters' own names: `weight_scale` is one, `weights.bias` only lives in a module called so."""
+    """asam uses parameters' own names: `weight_scale` is a weight, but `weights.bias` is not."""
 
     def __init__(self):
         super().__init__()

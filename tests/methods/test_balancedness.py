@@ -1,4 +1,4 @@
-"""nBAR on LoRA's pairs against the formula, at one pass an update."""
+"""nBAR on LoRA's pairs follows the formula, in one pass per update."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def strength(schedule: str, progress: float) -> float:
 
 
 def by_hand(model, data, settings, alpha, schedule="constant", max_grad_norm=0.0) -> torch.Tensor:
-    """The trained parameters after all updates, as one vector."""
+    """Return the trained parameters after all updates, as one vector."""
     names, shapes = list(trainable(model)), [p.shape for p in trainable(model).values()]
     places, start = {}, 0
     for name, shape in zip(names, shapes, strict=True):

@@ -1,4 +1,4 @@
-"""Several axes at once: none of them forgets another."""
+"""Several axes at once agree with the reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the formulas meet training as it is: leftovers, dropout, statistics, unused parameters, overflow."""
+"""Training beyond the formulas: leftover gradients, dropout, statistics, unused parameters, overflow."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from sam_hf.update.random_state import RandomState
 
 KNOWN = [method for method in METHODS if method in DEFAULTS]
 VANISHING = 1e-12
-# u is s, or becomes s, as the radius vanishes, however few examples g is taken on
+# u is s, or becomes s as the radius vanishes, even if g is computed on few examples
 LIKE_SAM = ["sam", "asam", "fsam", "vasso"]
 DROPOUT_RUN = OPTIMIZERS["adamw"] | {"max_grad_norm": 1.0}
 FRACTIONS = [
@@ -64,7 +64,7 @@ def test_vanishing_radius_follows_trainer_with_dropout(tmp_path, method):
 @pytest.mark.parametrize("options", FRACTIONS, ids=str)
 @pytest.mark.parametrize("method", LIKE_SAM)
 def test_fraction_leaves_dropout_alone(tmp_path, method, options):
-    """The descent passes see the random numbers of plain training, which goes on where it would have gone on."""
+    """The descent passes see the random numbers of plain training, and so does everything after them."""
     batches = {name: value for name, value in options.items() if not name.startswith("sam_")}
     plain, plain_random = with_dropout(tmp_path, trainer_class=Trainer, **batches)
     model, random = with_dropout(tmp_path, sam_method=method, sam_rho=VANISHING, **options)
@@ -83,7 +83,7 @@ def test_running_statistics_follow_one_pass_an_example(tmp_path, method):
     batches = {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 2, "optim_args": "momentum=0.9"}
     plain = normed(tmp_path, trainer_class=Trainer, **batches)
     for fraction in (1.0,) if method == "msam" else (1.0, 0.25, 0.5):
-        # The micro-batches without an ascent pass meet the statistics in the descent pass
+        # Micro-batches without an ascent pass update the statistics in the descent pass
         found = normed(tmp_path, sam_method=method, sam_interval=1, sam_ascent_fraction=fraction, **batches)
         assert found["num_batches_tracked"] == plain["num_batches_tracked"]
         if fraction == 1.0 or method in LIKE_SAM:
@@ -91,7 +91,7 @@ def test_running_statistics_follow_one_pass_an_example(tmp_path, method):
 
 
 class Stream(IterableDataset):
-    """Without a length, so that Trainer does not know which micro-batch is an epoch's last."""
+    """A data set without a length, so that Trainer does not know which micro-batch is the last of an epoch."""
 
     def __iter__(self):
         yield from points(10)
@@ -107,7 +107,7 @@ def test_a_window_that_breaks_off_leaves_its_gradient_to_the_next(tmp_path, meth
 
 
 class Routed(Perceptron):
-    """Two branches, of which a batch uses one: the other's parameters have no gradient at all."""
+    """A model with two branches. A batch uses one of them; the parameters of the other have no gradient."""
 
     def __init__(self):
         super().__init__()
@@ -124,14 +124,14 @@ def routed():
 
 
 def routes(size):
-    """Windows of 8 take the branches in turn."""
+    """Return points whose windows of 8 use the two branches in turn."""
     return [point | {"route": torch.tensor(index // 8 % 2)} for index, point in enumerate(points(size))]
 
 
-# Between its SAM updates looksam steps no parameter without a gradient
+# Between its SAM updates, looksam does not step parameters without a gradient
 @pytest.mark.parametrize("method", [method for method in KNOWN if method not in ("msam", "looksam")])
 def test_no_gradient_is_a_gradient_of_zero(tmp_path, method):
-    # Momentum would tell a gradient that is none from one of zeros
+    # With momentum, a missing gradient would differ from a gradient of zeros
     plain_sgd = {"optim_args": "momentum=0.0"}
     how = {"make_model": routed, "make_data": routes, "size": 32, "momentum": 0.0}
     assert_agree(tmp_path, method, trainer_options=plain_sgd, **how)
@@ -167,8 +167,8 @@ class Failure(Exception):
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
-def test_an_exception_leaves_everything_to_be_trained_that_was(tmp_path, where):
-    """In the ascent pass, which takes no gradient of what is not perturbed."""
+def test_after_an_exception_the_same_parameters_are_trained(tmp_path, where):
+    """The exception is in the ascent pass, which computes no gradient of parameters that are not perturbed."""
     model = bert()
 
     def fail(module, args, output):
@@ -189,7 +189,7 @@ def test_an_exception_leaves_everything_to_be_trained_that_was(tmp_path, where):
 
 
 def grouped_trainer(output_dir, rates, **options):
-    """Each layer in a parameter group of its own, with its own learning rate."""
+    """Return a model and a trainer whose layers are parameter groups with different learning rates."""
     model = perceptron()
     layers = [model.first, model.second]
     optimizer = torch.optim.SGD(
@@ -201,7 +201,7 @@ def grouped_trainer(output_dir, rates, **options):
 
 
 def test_decoupled_wsam_steps_by_each_groups_learning_rate(tmp_path):
-    """Without momentum and decay the two forms of wsam are one."""
+    """Without momentum and weight decay, the two forms of wsam are the same."""
     weights = []
     for decouple in (False, True):
         options = {"sam_method": "wsam", "sam_rho": 0.2, "sam_method_kwargs": {"decouple": decouple}}
@@ -246,14 +246,14 @@ def test_decoupled_wsam_does_not_depend_on_the_loss_scale(tmp_path):
 
 
 @pytest.mark.parametrize("overflow_in", [3, 4])
-def test_decoupled_wsam_steps_nowhere_when_the_scaler_does_not(tmp_path, overflow_in):
-    """In the first or the second pass of the second update."""
+def test_decoupled_wsam_makes_no_step_if_the_scaler_skips_it(tmp_path, overflow_in):
+    """The overflow is in the first or the second pass of the second update."""
     weights = []
     watch = Watch(lambda event, model: weights.append(flat(model)) if event == "on_step_end" else None)
     decoupled(tmp_path, 2.0**10, overflow_in, [watch])
     moved = [not torch.equal(a, b) for a, b in itertools.pairwise(weights)]
     assert all(w.isfinite().all() for w in weights)
-    # A gradient that overflowed at w alone lets the optimizer step, without an ascent
+    # If only the gradient at w overflows, the optimizer steps, but there is no ascent
     assert moved[1:] == [True] * 4
     assert moved[0] == (overflow_in == 3) or not moved[0]
 
@@ -268,7 +268,7 @@ def test_decoupled_wsam_resumes_bit_for_bit(tmp_path):
     assert_same(snapshot(resumed), snapshot(model))
 
 
-def test_averages_start_anew_with_another_number_of_processes(tmp_path, caplog):
+def test_averages_start_again_with_another_number_of_processes(tmp_path, caplog):
     each = {"save_strategy": "steps", "save_steps": 3}
     _, trainer = run_of("fsam", tmp_path / "one", **each)
     trainer.train()

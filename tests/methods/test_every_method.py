@@ -1,4 +1,4 @@
-"""What every method in the table has to pass; a new one is run through it unasked."""
+"""Tests that every method in the table has to pass. A new method is tested without further work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sam_hf.update.random_state import RandomState
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_says_where_it_comes_from(method):
+def test_has_its_metadata(method):
     described = METHODS[method]
     assert described.name == method
     assert described.paper.startswith("https://")
@@ -47,7 +47,7 @@ def test_no_callback_sees_other_weights(tmp_path, method):
         if event == "on_step_begin":
             at["begin"] = snapshot(model)
         elif event == "on_pre_optimizer_step":
-            # A method that moves the weights for good may have done so by now
+            # A method that changes the weights permanently may have done so by now
             assert method in ADAPTERS or not different(model, at["begin"])
         elif event == "on_step_end":
             at["end"] = snapshot(model)
@@ -80,7 +80,7 @@ def test_radius_0_is_plain_training_bit_for_bit(tmp_path, method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_two_micro_batches_of_four_equal_one_of_eight(tmp_path, method):
-    # A loss that Trainer divides by the micro-batches
+    # Trainer divides this loss by the number of micro-batches
     weights = []
     for batch_size, accumulation in [(8, 1), (4, 2)]:
         model, trainer = run_of(
@@ -96,7 +96,7 @@ def test_two_micro_batches_of_four_equal_one_of_eight(tmp_path, method):
         )
         trainer.train()
         weights.append(flat(model))
-    # Adam divides by gradients' own size, and rounding in the smallest ones shows
+    # Adam divides gradients by their size, which makes rounding in the smallest ones visible
     assert relative_difference(*weights) < 1e-9
 
 
@@ -105,7 +105,7 @@ class Failure(Exception):
 
 
 def faulty(model, fails_at: int, where: str) -> list[int]:
-    """Let the model's `fails_at`-th call in training fail; returns the list of calls made."""
+    """Make the model's `fails_at`-th call in training fail, and return the list of calls."""
     calls = []
 
     def fail(module, args, output):
@@ -122,7 +122,7 @@ def faulty(model, fails_at: int, where: str) -> list[int]:
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize("method", METHODS)
 def test_exception_in_any_pass(tmp_path, method, where):
-    """The weights are those of the update's begin, and the next run is that of a new trainer."""
+    """The weights are those from the start of the update, and the next run equals that of a new trainer."""
     fresh, trainer = run_of(method, tmp_path, max_steps=2, lr_scheduler_type="constant")
     calls = faulty(fresh, 0, where)
     trainer.train()
@@ -143,7 +143,7 @@ def test_exception_in_any_pass(tmp_path, method, where):
         assert_same(snapshot(model), at["begin"])
         assert [p.requires_grad for p in model.parameters()] == flags
         model.load_state_dict(start)
-        trainer.optimizer = trainer.lr_scheduler = None  # Trainer would go on with the moments it has
+        trainer.optimizer = trainer.lr_scheduler = None  # otherwise Trainer would continue with its moments
         trainer.train()
         assert_same(snapshot(model), snapshot(fresh))
 
@@ -159,12 +159,12 @@ def test_resumed_from_every_update_it_ends_bit_for_bit_the_same(tmp_path, method
         resumed, again = run_of(method, folder, **each)
         again.train(resume_from_checkpoint=True)
         assert_same(snapshot(resumed), snapshot(model))
-        # The last entry is the summary, with the seconds it took
+        # The last entry is the summary, which contains the time
         assert again.state.log_history[:-1] == whole.state.log_history[:-1]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_checkpoint_is_trainers_own_and_the_state_beside_it(tmp_path, method):
+def test_checkpoint_is_trainers_own_with_the_state_in_separate_files(tmp_path, method):
     each = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
     files = {}
     for name in ("none", method):
@@ -192,7 +192,7 @@ def test_metrics_are_finite(tmp_path, method):
 
 @pytest.mark.parametrize("method", PERTURBING)
 def test_bf16_weights(tmp_path, method):
-    """They are those of the update's begin again when the optimizer steps, and they move."""
+    """When the optimizer steps, the weights are those from the start of the update. Training changes them."""
     at = {}
 
     def check(event, model):
@@ -215,11 +215,11 @@ def test_nothing_depends_on_the_loss_scale(tmp_path, method):
     # Powers of two scale floating-point numbers without rounding them
     runs = []
     for scale in (None, 2.0**4, 2.0**14):
-        # Unscaling before clipping is for accelerate's own mixed precision alone
+        # accelerate unscales before clipping only in its own mixed precision
         model, trainer = run_of(method, tmp_path, max_grad_norm=0.0)
         if scale is not None:
-            # accelerate makes no scaler on the CPU; `prepare` hands this one to the optimizer. A scale that stayed the
-            # same would cancel in directions made of averages
+            # accelerate makes no scaler on the CPU; `prepare` passes this one to the optimizer. A constant scale would
+            # cancel in directions that come from averages
             trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2)
         trainer.train()
         runs.append((model, updates(trainer)))
@@ -228,13 +228,13 @@ def test_nothing_depends_on_the_loss_scale(tmp_path, method):
         assert_same(snapshot(model), snapshot(unscaled))
         for entry, other in zip(logged, expected, strict=True):
             assert entry.keys() == other.keys()
-            same = entry.keys() - {"grad_norm"}  # which Trainer logs with the scale in it
+            same = entry.keys() - {"grad_norm"}  # Trainer logs it with the scale
             assert {key: entry[key] for key in same} == pytest.approx({key: other[key] for key in same}, rel=1e-5)
 
 
 @pytest.mark.parametrize("method", PERTURBING)
 def test_checkpoint_of_plain_trainer_resumes_with_a_state_of_its_own(tmp_path, method):
-    """As a run of the method that starts there."""
+    """The run equals one in which the method starts at that update."""
     each = {"dropout": 0.2, "save_strategy": "steps", "save_steps": 3}
     late, trainer = run_of(method, tmp_path / "late", sam_start_ratio=0.5, **each)
     trainer.train()

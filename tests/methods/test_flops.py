@@ -1,4 +1,4 @@
-"""What an update computes, counted in multiplications: the methods that save passes really save them."""
+"""The computation of an update, counted in multiplications: methods that save passes really save them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PERTURBING = [method for method in METHODS if method in DEFAULTS]
 
 
 def multiplications(output_dir, updates: int = 1, **options) -> int:
-    # Wide and short, so that linear layers, of which a backward pass costs twice the forward pass, are nearly all
+    # Wide layers, short texts: nearly all work is in linear layers, whose backward pass costs twice the forward pass
     model = bert(dtype=torch.float32, hidden_size=32, intermediate_size=128, num_hidden_layers=2)
     run = {"max_steps": updates, "optim_args": "momentum=0.9", "per_device_train_batch_size": 8}
     trainer = trainer_of(model, sentences(32), output_dir, **(run | options))
@@ -55,7 +55,7 @@ def test_updates_before_the_start_are_plain(tmp_path, plain):
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("fraction", [0.25, 0.5])
 def test_ascent_on_a_fraction(tmp_path, plain, fraction, accumulation):
-    """Exactly its share of the products, inside a micro-batch and in whole ones, once it knows what the loss is."""
+    """The ascent costs exactly its share, for parts of a micro-batch and for whole ones, once the loss is known."""
     options = {
         "sam_ascent_fraction": fraction,
         "gradient_accumulation_steps": accumulation,
@@ -63,17 +63,17 @@ def test_ascent_on_a_fraction(tmp_path, plain, fraction, accumulation):
     }
     first, third = (multiplications(tmp_path, updates=updates, **options) for updates in (1, 3))
     assert third - first == 2 * (1 + fraction) * plain
-    # Two forward passes over a micro-batch, once a run: is its loss a mean or a sum?
+    # Once per run, two forward passes over a micro-batch find out whether the loss is a mean or a sum
     assert first - (1 + fraction) * plain <= 2 / 3 * plain / accumulation
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_weight_gradients_of_what_is_not_perturbed_are_not_computed(tmp_path, plain, accumulation):
-    """A third of the ascent pass: forward and the gradients of activations are left of it."""
+    """This saves a third of the ascent pass. The forward pass and the gradients of activations remain."""
     options = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 8 // accumulation}
     norm = multiplications(tmp_path, sam_target_modules="norm", **options)
     assert norm / plain == pytest.approx(5 / 3, abs=0.02)
-    # The classifier is last: nothing below it needs a gradient of activations either
+    # The classifier is the last layer: nothing below it needs a gradient of activations
     last = multiplications(tmp_path, sam_target_modules=["classifier"], **options)
     assert last / plain == pytest.approx(4 / 3, abs=0.02)
 
@@ -90,7 +90,7 @@ def test_every_ascent_step_skips_them(tmp_path, plain):
 
 
 def test_total_flos_counts_the_passes(tmp_path):
-    """What Trainer reports, by its own estimate: by passes and by the examples of each."""
+    """Trainer's own estimate is multiplied by the passes and the examples of each pass."""
 
     def reported(**options):
         options = {"max_steps": 4, "per_device_train_batch_size": 8, "optim_args": "momentum=0.9"} | options

@@ -1,6 +1,6 @@
 """
-On a GPU, an update of a small model takes as long as the launches of its operations. What the package adds to those of
-the passes is as many for a deep model as for a shallow one.
+The number of launches that the package adds to those of the passes is the same for a deep and a shallow model. On a
+GPU, an update of a small model takes as long as the launches of its operations.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from operations import Launches
 from tiny import bert, sentences, trained
 
 CASES = {method: {"sam_method": method} for method in PERTURBING}
-# An update with reuse between two of its own
+# This includes an update with reuse between two SAM updates
 CASES["looksam"]["sam_interval"] = 2
 CASES |= {
     "wsam, decoupled": {"sam_method": "wsam", "sam_method_kwargs": {"decouple": True}},
@@ -28,7 +28,7 @@ CASES |= {f"{method}, bf16 weights": CASES[method] | {"dtype": torch.bfloat16} f
 
 
 def launches(output_dir, layers, dtype=torch.float32, **options):
-    """Of four updates, less those of two: what is made once a run is none of theirs."""
+    """Return the launches of four updates minus those of two, to leave out what is done once per run."""
     numbers = []
     for updates in (2, 4):
         model = bert(num_hidden_layers=layers, dtype=dtype)
@@ -46,8 +46,8 @@ def test_a_deeper_model_takes_no_more_launches(tmp_path, name):
     assert deep == shallow
 
 
-def test_what_torch_has_no_kernel_for_is_a_launch_each():
-    """Else the test above would take one operation on a list for one launch."""
+def test_operations_without_a_kernel_for_lists_count_once_per_tensor():
+    """Otherwise the test above would count one launch for an operation that makes many."""
 
     def counted(operation, *args):
         with Launches() as counted:

@@ -1,4 +1,4 @@
-"""Updates whose passes are not alike (masks, fractions, intervals): checkpointing, torch.compile, sparse gradients."""
+"""Updates whose passes differ (masks, fractions, intervals): checkpointing, torch.compile, sparse gradients."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def vit():
     return ViTForImageClassification(ViTConfig(**size, image_size=8, patch_size=4, num_channels=1, num_labels=3))
 
 
-def test_reentrant_checkpointing_that_the_arguments_do_not_tell_of(tmp_path):
-    """Of images, whose embeddings transformers does not make require a gradient as it does those of text."""
+def test_reentrant_checkpointing_that_is_not_in_the_arguments(tmp_path):
+    """For images: transformers lets the embeddings of texts require a gradient, but not those of images."""
     weights = []
     for checkpointed in (False, True):
         model = vit()
@@ -34,7 +34,7 @@ def test_reentrant_checkpointing_that_the_arguments_do_not_tell_of(tmp_path):
 
 
 def test_looksam_at_radius_0_leaves_sparse_gradients_sparse(tmp_path):
-    """What plain training steps, SparseAdam say, must still be able to."""
+    """An optimizer that works for plain training, such as SparseAdam, must still work."""
     model, sparse = bert(), []
     embedding = model.bert.embeddings.word_embeddings
     embedding.sparse, embedding.padding_idx = True, None
@@ -48,7 +48,7 @@ def test_looksam_at_radius_0_leaves_sparse_gradients_sparse(tmp_path):
 
 
 class Graphs(TrainerCallback):
-    """How many were compiled by the end of each update."""
+    """Counts the graphs that were compiled by the end of each update."""
 
     def __init__(self):
         self.counts = []
@@ -65,7 +65,7 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-# With the kinds of pass that there are: with gradients of all parameters or of some, over all examples or some
+# Axes and their number of kinds of passes: gradients of all or some parameters, over all or some examples
 AXES = {
     "mask": ({"sam_target_modules": "norm"}, 2),
     "mask, interval": ({"sam_target_modules": "norm", "sam_interval": 2}, 2),
@@ -76,8 +76,8 @@ AXES = {
 
 
 @pytest.mark.parametrize("name", AXES)
-def test_torch_compile_makes_a_graph_a_kind_of_pass(tmp_path, name):
-    # BERT looks for the problem type in its first pass, which would be one more
+def test_torch_compile_makes_one_graph_per_kind_of_pass(tmp_path, name):
+    # Without it, BERT finds the problem type in its first pass, which would be another graph
     graphs, eager, compiled = Graphs(), *(bert(problem_type="single_label_classification") for _ in range(2))
     axis, kinds = AXES[name]
     run = {"sam_rho": 0.2, "max_steps": 4} | axis
@@ -89,7 +89,7 @@ def test_torch_compile_makes_a_graph_a_kind_of_pass(tmp_path, name):
 
 
 class Wrapped(nn.Module):
-    """A model whose own submodule has the name that DDP gives to what it wraps."""
+    """A model with a submodule whose name is the one that DDP gives to the model it wraps."""
 
     accepts_loss_kwargs = False
 
@@ -104,5 +104,5 @@ class Wrapped(nn.Module):
 def test_a_module_of_the_users_called_module_keeps_its_name(tmp_path):
     trainer = trainer_of(Wrapped(), points(8), tmp_path, sam_target_modules=r"module\.first", max_steps=1)
     trainer.train()
-    covered = {name for name, p in trainer.model.named_parameters() if trainer._sam_layout.covers(p)}
+    covered = {name for name, p in trainer.model.named_parameters() if trainer._sam_runner.structure.covers(p)}
     assert covered == {"module.first.weight", "module.first.bias"}

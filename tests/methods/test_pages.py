@@ -1,4 +1,4 @@
-"""What README and docs say of the methods: the code's own metadata, examples that run, metrics that are logged."""
+"""README and docs describe the methods correctly: metadata of the code, examples that run, logged metrics."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_pages_are_as_the_methods_say():
 
 
 def test_all_metadata_are_on_the_pages(maker):
-    """The check above would hold of empty blocks too."""
+    """The check above would also pass for empty blocks."""
     for path, blocks in maker.blocks().items():
         if path not in PAGES.values():
             for name, method in METHODS.items():
@@ -68,7 +68,7 @@ def test_all_metadata_are_on_the_pages(maker):
         assert method.citation in blocks["citation"]
 
 
-def test_a_block_that_was_changed_by_hand_is_made_anew_and_a_missing_one_is_named(maker):
+def test_a_block_changed_by_hand_is_written_again_and_a_missing_one_is_named(maker):
     contents = maker.blocks()[PAGES["asam"]]
     page = PAGES["asam"].read_text(encoding="utf-8")
     assert maker.filled(page, contents) == page
@@ -109,7 +109,7 @@ def test_the_metrics_of_the_page_are_those_that_are_logged(tmp_path, method):
 
 
 def is_said_to_be_logged(metric: str, method: str) -> bool:
-    """By the overview's table, whose last column is `all but` some, or some."""
+    """Read the last column of the overview's table, which is `all but` some methods, or a list of methods."""
     (row,) = [line for line in section(OVERVIEW, "What is logged").splitlines() if line.startswith(f"| `{metric}` |")]
     where = row.rstrip(" |").rpartition("|")[2].strip()
     named = f"`{method}`" in where
@@ -122,7 +122,7 @@ def test_every_argument_is_in_the_overview():
         assert f"`{argument.name}" in overview
 
 
-# What a page says a method becomes at the end of its parameter's range
+# What a method becomes at the end of its parameter's range, according to its page
 BECOMES = [
     ("gsam", {"sam_method_kwargs": {"alpha": 0.0}}, {"sam_method": "sam"}),
     ("wsam", {"sam_method_kwargs": {"gamma": 0.5}}, {"sam_method": "sam"}),

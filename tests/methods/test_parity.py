@@ -1,4 +1,4 @@
-"""Every method against its formulas written out in float64: weights after 6 updates agree to 1e-9."""
+"""Every method agrees with its formulas in float64: weights after 6 updates differ by less than 1e-9."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tiny import bert, flat, perceptron, points, relative_difference, sentences,
 
 from sam_hf.methods import METHODS
 
-ONE_GROUP = ["msam"]  # makes no groups: m is refused
+ONE_GROUP = ["msam"]  # has no groups: m is refused
 KNOWN = [method for method in METHODS if method in DEFAULTS]
-# looksam between its updates too
+# Includes the updates of looksam between its SAM updates
 INTERVALS = {"looksam": 3}
 WINDOWS = {"1x8": {"batch_size": 8, "accumulation": 1}, "2x4": {"batch_size": 4, "accumulation": 2}}
 
@@ -34,7 +34,7 @@ def test_methods_and_optimizers(tmp_path, method, optimizer, window):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("method", [method for method in KNOWN if method not in ONE_GROUP])
 def test_groups(tmp_path, method, optimizer, m):
-    """m a micro-batch, and half of one."""
+    """m is a micro-batch, or half of one."""
     assert_agree(tmp_path, method, optimizer, m=m, interval=INTERVALS.get(method, 1))
 
 
@@ -91,7 +91,7 @@ def test_asam_takes_t_at_w_in_every_ascent_step(tmp_path, m):
 
 @pytest.mark.parametrize("method", KNOWN)
 def test_on_bert(tmp_path, method):
-    """asam by parameters' own names; losses that Trainer adds up and does not divide."""
+    """asam uses parameters' own names. Trainer adds these losses up and does not divide them."""
     interval = INTERVALS.get(method, 1)
     model = {"make_model": bert, "make_data": sentences, "weigh": reference.sum_of_means}
     assert_agree(tmp_path, method, "adamw", interval=interval, batch_size=2, **model)
@@ -106,7 +106,7 @@ def test_ragged_windows_whose_loss_is_a_sum_over_them(tmp_path, method):
 
 @pytest.mark.parametrize("method", KNOWN)
 def test_clipping_and_learning_rate_schedule(tmp_path, method):
-    """What is clipped is the update gradient; the radius is not."""
+    """The update gradient is clipped, but not the radius."""
     schedule = {"max_grad_norm": 0.05, "lr_scheduler_type": "linear"}
     assert_agree(tmp_path, method, interval=INTERVALS.get(method, 1), **schedule)
 

@@ -1,4 +1,4 @@
-"""Six updates of pytorch_optimizer's SAM classes in float64 equal SAMTrainer's, or differ by what is named."""
+"""Six updates of pytorch_optimizer's SAM classes in float64 equal SAMTrainer's, or differ as on docs/comparison.md."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SQUARED_NORM = theirs.get_global_gradient_norm
 
 
 def exact_squared_norm(groups, device=None, *, weight_adaptive=False):
-    """Their function without its one conversion to float32."""
+    """Compute what pytorch_optimizer's function does, without its conversion to float32."""
     total = torch.zeros(1, dtype=torch.float64)
     for group in groups:
         scaled = weight_adaptive and group.get("adaptive", False)
@@ -54,14 +54,14 @@ def our_run(output_dir, base, method, **changes):
 
 
 class TheirRun:
-    """A loop over the same batches, as pytorch_optimizer's page shows it."""
+    """Trains over the same batches with the loop of pytorch_optimizer's documentation."""
 
     def __init__(self, base, make):
         self.passes = 0
         self.model = perceptron()
         self.start = flat(self.model)
         optimizer_class, settings, _ = BASES[base]
-        # Trainer's groups: no decay of biases
+        # Trainer's groups: no weight decay for biases
         decayed = [p for name, p in self.model.named_parameters() if "bias" not in name]
         biases = [p for name, p in self.model.named_parameters() if "bias" in name]
         decay = 0.1 if optimizer_class is torch.optim.AdamW else 0.0
@@ -89,7 +89,7 @@ class TheirRun:
             self.optimizer.set_closure(cross_entropy, batch["x"], batch["labels"])
             self.optimizer.step()
             return
-        if not isinstance(self.optimizer, theirs.WSAM):  # which makes the first pass itself
+        if not isinstance(self.optimizer, theirs.WSAM):  # WSAM makes the first pass itself
             closure()
         self.optimizer.step(closure)
 
@@ -152,7 +152,7 @@ def test_gsam_agrees_with_rho_after_the_learning_rate(tmp_path, base):
     assert relative_difference(ours, expected) < 1e-9
 
 
-def test_norms_in_float32_are_what_else_is_apart(tmp_path, monkeypatch):
+def test_norms_in_float32_are_the_only_other_difference(tmp_path, monkeypatch):
     monkeypatch.setattr(theirs, "get_global_gradient_norm", SQUARED_NORM)
     expected = TheirRun("momentum", sam_like("SAM")).train()
     assert 1e-12 < relative_difference(our_run(tmp_path, "momentum", "sam"), expected) < 1e-6
@@ -170,7 +170,7 @@ def test_adaptive_sam_has_no_eta_and_scales_biases(tmp_path, base, monkeypatch):
 
 
 class LayerwiseLookSAM(LookSAM):
-    """LookSAM with pytorch_optimizer's two changes: each parameter's own norms, and 1e-8 added to that of s_v."""
+    """LookSAM with pytorch_optimizer's two changes: norms per parameter, and 1e-8 added to the norm of s_v."""
 
     def combine(self, g, s, products, at):
         parts = self.tensors.setdefault("part", {})
@@ -194,7 +194,7 @@ def test_looksam_is_layerwise_and_pays_two_passes_on_every_update(tmp_path, base
 
 
 def unmoving(name):
-    """Without a learning rate, an optimizer has to leave the weights alone."""
+    """Return how far an optimizer moves the weights with a learning rate of 0."""
 
     def make(model, groups, optimizer_class, settings):
         if name == "BSAM":

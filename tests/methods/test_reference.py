@@ -1,4 +1,4 @@
-"""The reference against numbers worked out by hand, so that a slip in it cannot pass for agreement."""
+"""The reference agrees with numbers computed by hand, so that an error in it cannot look like agreement."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ORIGIN = torch.zeros(2, dtype=torch.float64)
 
 
 def bowl(curvature):
-    """½ Σ aᵢ wᵢ² + ⟨x, w⟩: at the origin the example x is the gradient, and s = x + a·ε."""
+    """Return the loss ½ Σ aᵢ wᵢ² + ⟨x, w⟩. At the origin, the gradient is the example x, and s = x + a·ε."""
     a = torch.tensor(curvature, dtype=torch.float64)
     return lambda w, x: 0.5 * (a * w * w).sum() + (torch.tensor(x, dtype=torch.float64) * w).sum()
 
@@ -24,7 +24,7 @@ def run_of(method, curvature=(1.0, 1.0), total=4, optimizer=None, w=ORIGIN, **se
 
 
 def update_gradient(run: Run, *examples, lr=1.0) -> list[float]:
-    """u of an update from the origin over one example a process; plain SGD at learning rate 1 goes to −u."""
+    """Return u of an update from the origin with one example per process. SGD with learning rate 1 goes to −u."""
     run.w = ORIGIN.clone()
     run.update([[[(x, 1.0)]] for x in examples], lr)
     return (-run.w / lr).tolist()
@@ -38,7 +38,7 @@ def test_sam():
     run = run_of("sam")
     assert update_gradient(run, (3.0, 4.0)) == close(3 + 1.2, 4 + 1.6)
     assert update_gradient(run_of("sam", p=math.inf), (3.0, -4.0)) == close(5.0, -6.0)
-    # Two steps of radius 1: from (3, 0) straight on, the gradient only grows
+    # Two steps of radius 1 from (3, 0) have the same direction; the gradient only grows
     assert update_gradient(run_of("sam", k=2), (3.0, 0.0)) == close(5.0, 0.0)
     assert update_gradient(run, (0.0, 0.0)) == close(0.0, 0.0)
 
@@ -59,7 +59,7 @@ def test_asam_keeps_t_of_w_in_all_its_steps():
     w = torch.tensor([1.0, 0.0], dtype=torch.float64)
     run = run_of("asam", w=w, scaled=torch.tensor([True, True]), options={"eta": 1.0}, k=2)
     run.update([[[((0.0, 0.0), 1.0)]]], 1.0)
-    # T = 2 on the first axis: each step is 2 long; measured at w + ε it would be 2 and then 4
+    # T = 2 on the first axis, so each step has length 2. With T at w + ε the lengths would be 2 and 4
     assert (-run.w).tolist() == close(4.0, 0.0)
 
 
@@ -83,7 +83,7 @@ def test_decoupled_wsam_keeps_the_sharpness_out_of_the_momentum():
     assert update_gradient(run, (3.0, 4.0)) == close(3 + 10.8, 4 + 28.8)
     # g = (0, 1): ε = (0, 2), s − g = (0, 4); the velocity is half of the first g
     assert update_gradient(run, (0.0, 1.0)) == close(1.5, 2 + 1 + 36.0)
-    # Weight decay comes before the correction, which it leaves alone
+    # Weight decay comes before the correction and does not change it
     decayed = run_of("wsam", optimizer=AdamW(ORIGIN + 1), w=ORIGIN + 1, options={"decouple": True})
     decayed.update([[[((2.0, -1.0), 1.0)]]], 0.1)
     assert decayed.w.tolist() == close(1 - 0.1 - 0.1 * (1 - 1e-8 / 3) - 0.1 * 18.0, 1 - 0.1)
@@ -108,7 +108,7 @@ def test_vasso_averages_its_direction():
     assert update_gradient(run, (5.0, -3.0)) == close(7.0, -3.0)  # d = (2, 0)
 
 
-def test_averages_advance_once_a_group_and_rest_on_plain_updates():
+def test_averages_advance_once_per_group_and_not_on_plain_updates():
     run = run_of("fsam", m=1, batch_size=2, interval=2)
     run.update([[[((3.0, 4.0), 0.5), ((3.0, 0.0), 0.5)]]], 1.0)
     # s of the groups: (1.5 + .6, 2 + .8) and (1.5, −1): d = (1.5, 0) − (1.5, 2)
@@ -197,7 +197,7 @@ def test_timing():
 
 @pytest.mark.parametrize("method", DEFAULTS)
 def test_mask(method):
-    """The perturbed coordinate has the whole radius; the other one's gradient is its own in every combination."""
+    """The perturbed coordinate has the whole radius. The other keeps its own gradient in every combination."""
     optimizer = SGD(momentum=0.5)
     scaled = torch.tensor([True, True])
     run = run_of(method, (3.0, 1.0), optimizer=optimizer, mask=torch.tensor([True, False]), scaled=scaled, interval=2)

@@ -1,4 +1,4 @@
-"""Values and combinations that have no meaning: each refused with the names of what does not go together."""
+"""Values and combinations that have no meaning are refused. The message names what does not go together."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize(("method", "options", "named"), OPTIONS, ids=str)
-def test_option_that_the_method_does_not_have_or_cannot_take(method, options, named):
+def test_option_that_the_method_does_not_have_or_value_that_is_not_allowed(method, options, named):
     with pytest.raises(ValueError) as error:
         SAMArguments(sam_method=method, sam_method_kwargs=options)
     message = str(error.value)
@@ -85,13 +85,13 @@ def test_option_that_the_method_does_not_have_or_cannot_take(method, options, na
     assert "\n" not in message
 
 
-def test_message_lists_the_options_that_there_are():
+def test_message_lists_the_methods_options():
     with pytest.raises(ValueError, match=r"sigma.*lambda|lambda.*sigma"):
         SAMArguments(sam_method="fsam", sam_method_kwargs={"rho": 0.1})
 
 
 @pytest.mark.parametrize("given", ['{"alpha": 0.1', "alpha=0.1", "[1]", 3, ["alpha"]], ids=str)
-def test_options_that_are_no_dict(given):
+def test_options_that_are_not_a_dict(given):
     with pytest.raises(ValueError, match="sam_method_kwargs"):
         SAMArguments(sam_method="gsam", sam_method_kwargs=given)
 
@@ -140,14 +140,14 @@ def test_combination_that_has_a_meaning(method):
 
 
 def test_combination_that_a_search_sets(tmp_path):
-    """Between the trainer's making and its training."""
+    """The search sets it after the trainer is built and before it trains."""
     trainer = trainer_of(perceptron(), points(8), tmp_path, sam_method="fsam")
     trainer.args.sam_ascent_steps = 2
     with pytest.raises(ValueError, match=r"sam_ascent_steps.*fsam|fsam.*sam_ascent_steps"):
         trainer.train()
 
 
-# Trainer's own names; the first without momentum, the others with no first moment as such
+# Trainer's own names. The first has no momentum, the others keep no first moment
 @pytest.mark.parametrize(
     "optim", ["sgd", "adafactor", "rmsprop", "adagrad", "schedule_free_adamw", "schedule_free_sgd"]
 )
@@ -164,7 +164,7 @@ def test_momentum_sam_without_a_momentum(tmp_path, optim):
 
 
 class Projected(torch.optim.SGD):
-    """A first moment that is not of the weights' shape, as GaLore and APOLLO keep one."""
+    """An optimizer whose first moment does not have the shape of the weights, as in GaLore and APOLLO."""
 
     def step(self, closure=None):
         for parameter in self.param_groups[0]["params"]:
@@ -174,7 +174,7 @@ class Projected(torch.optim.SGD):
 def test_momentum_sam_with_a_projected_momentum(tmp_path):
     trainer = trainer_of(perceptron(), points(8), tmp_path, sam_method="msam")
     trainer.optimizer = Projected(trainer.model.parameters(), lr=0.1, momentum=0.9)
-    with pytest.raises(ValueError, match="first moment, and Projected keeps none"):
+    with pytest.raises(ValueError, match="first moment, but Projected keeps none"):
         trainer.train()
 
 
@@ -192,7 +192,7 @@ def test_balancedness_of_other_adapters(tmp_path):
 
 
 class OwnAdapter(Perceptron):
-    """Names of PEFT's, and other things under them."""
+    """A model with names of PEFT's for other things."""
 
     def __init__(self, kind):
         super().__init__()
@@ -214,7 +214,7 @@ def test_targets_that_match_nothing(tmp_path, targets):
 
 
 def packed(examples):
-    """A batch with an input whose first dimension is not the number of examples."""
+    """Return a batch with an input whose first dimension is not the number of examples."""
     return default_data_collator(examples) | {"lengths": torch.tensor([len(examples)])}
 
 

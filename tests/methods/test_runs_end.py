@@ -1,4 +1,4 @@
-"""What a run leaves behind: nothing on the optimizer, and no gradient of an attempt that failed."""
+"""A run leaves nothing on the optimizer, and a failed attempt leaves no gradient."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STEPPING = [("nbar", {"schedule": "constant"}), ("wsam", {"decouple": True})]
 @pytest.mark.parametrize("ends", ["well", "in an exception"])
 @pytest.mark.parametrize(("method", "options"), STEPPING, ids=str)
 def test_the_optimizer_is_left_alone_after_a_run(tmp_path, method, options, ends):
-    """A loop of the user's own that goes on with the optimizer is none of the method's."""
+    """The method does not act in a loop of the user that goes on with the optimizer."""
     model, trainer = run_of(method, tmp_path, sam_method_kwargs=options)
     if ends == "in an exception":
         trainer.accelerator.clip_grad_norm_ = lambda *_: 1 / 0
@@ -34,7 +34,7 @@ def test_the_optimizer_is_left_alone_after_a_run(tmp_path, method, options, ends
 
 @pytest.mark.parametrize("fails_in", [3, 4])
 def test_a_smaller_batch_starts_without_gradients_of_the_larger(tmp_path, fails_in):
-    """Out of memory in the second of a window's three groups, when the first has left its gradient."""
+    """Memory runs out in the second of a window's three groups, when the first has left its gradient."""
     model, expected = perceptron(), perceptron()
     passes = 0
 

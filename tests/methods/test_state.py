@@ -1,4 +1,4 @@
-"""What a method remembers: in files of its own, refused where they are broken, and free of the fp16 loss scale."""
+"""The state of a method is in separate files, refused if they are broken, and free of the fp16 loss scale."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TENSORS, NUMBERS = "sam_state.safetensors", "sam_state.json"
 
 
 def interrupted(folder, method="fsam", step=3, **changes):
-    """A run's weights at its end, and its checkpoint of an update before that, alone in `folder`."""
+    """Return the model at the end of a run, and an earlier checkpoint, the only one left in `folder`."""
     model, trainer = run_of(method, folder, **SAVED, **changes)
     trainer.train()
     for checkpoint in folder.glob("checkpoint-*"):
@@ -77,7 +77,7 @@ def test_broken_tensors_are_refused_by_name(tmp_path, method, content):
 
 
 def test_broken_numbers_are_refused_by_name(tmp_path):
-    """Without them a method cannot know whether it has a state to go on from."""
+    """Without them, a method cannot know whether it has a state."""
     _, checkpoint = interrupted(tmp_path)
     (checkpoint / NUMBERS).write_text('{"version": 1, "met')
     with pytest.raises((ValueError, OSError), match=NUMBERS):
@@ -96,7 +96,7 @@ def test_a_state_of_another_method_is_not_taken_over(tmp_path, first, then):
 
 @pytest.mark.parametrize("method", REMEMBERING)
 def test_the_state_matters(tmp_path, method):
-    """Resuming without it ends elsewhere, or the tests of resuming prove nothing."""
+    """Resuming without the state gives another result. Otherwise the tests of resuming would prove nothing."""
     model, checkpoint = interrupted(tmp_path, method, step=4)
     for path in checkpoint.glob("sam_state*"):
         path.unlink()
@@ -104,7 +104,7 @@ def test_the_state_matters(tmp_path, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_checkpoint_is_left_for_plain_training(tmp_path, method):
+def test_plain_training_resumes_from_a_checkpoint(tmp_path, method):
     _, checkpoint = interrupted(tmp_path, method)
     plain = run_of(method, tmp_path, sam_method="none", sam_rho=None)[1]
     plain.train(resume_from_checkpoint=str(checkpoint))
@@ -112,7 +112,7 @@ def test_a_checkpoint_is_left_for_plain_training(tmp_path, method):
 
 
 @pytest.mark.parametrize("method", REMEMBERING)
-def test_a_second_run_starts_without_a_memory_of_the_first(tmp_path, method):
+def test_a_second_run_starts_without_the_state_of_the_first(tmp_path, method):
     model, trainer = run_of(method, tmp_path)
     start = snapshot(model)
     trainer.train()
@@ -124,7 +124,7 @@ def test_a_second_run_starts_without_a_memory_of_the_first(tmp_path, method):
 
 
 class Overflow(nn.Module):
-    """The identity, whose gradient is infinite in the passes that `now` accepts, as fp16's is when it overflows."""
+    """The identity. Its gradient is infinite in the passes that `now` accepts, like an overflow in fp16."""
 
     def __init__(self):
         super().__init__()
@@ -139,7 +139,7 @@ class Overflow(nn.Module):
 
 
 def on_one_batch(output_dir, method, overflows=lambda number: False, callbacks=(), **changes):
-    """The same 8 examples in every update, so that an update that is skipped leaves no trace in the data."""
+    """Train on the same 8 examples in every update, so that a skipped update does not change the data."""
     model = perceptron(Overflow).float()
     model.middle.now = overflows
     run = {"optim_args": "momentum=0.9", "per_device_train_batch_size": 8, "sam_rho": 0.1, "sam_method": method}
@@ -172,7 +172,7 @@ def test_an_overflow_leaves_the_stored_direction_as_it_was(tmp_path):
 @pytest.mark.parametrize("passes", [(1, 2), (1,), (2,)], ids=str)
 @pytest.mark.parametrize("method", [method for method in METHODS if method in DEFAULTS])
 def test_an_overflow_in_the_first_update_leaves_finite_weights(tmp_path, method, passes):
-    """There is no average yet that could be kept."""
+    """There is no average yet."""
     model, _ = on_one_batch(tmp_path, method, lambda number: number in passes, max_steps=4, sam_interval=2)
     assert flat(model).isfinite().all()
     assert not torch.equal(flat(model), flat(perceptron().float()))
@@ -197,7 +197,7 @@ def test_looksam_forgets_the_part_of_what_an_update_did_not_use(finite):
 
 
 class WithLossParameters(SAMTrainer):
-    """Its loss has two parameters that the model has not, of one shape, and uses the second."""
+    """A trainer whose loss has two parameters of the same shape outside the model, and uses the second."""
 
     def create_optimizer(self, model=None):
         super().create_optimizer(model)
@@ -211,7 +211,7 @@ class WithLossParameters(SAMTrainer):
 
 
 class AtTheStart(TrainerCallback):
-    """Calls `look` when the checkpoint is loaded and no update was made yet."""
+    """Calls `look` after the checkpoint is loaded and before the first update."""
 
     def __init__(self, look):
         self.look = look
@@ -220,13 +220,13 @@ class AtTheStart(TrainerCallback):
         self.look()
 
 
-def test_parameters_that_are_not_the_models_get_their_own_back(tmp_path):
+def test_parameters_outside_the_model_get_their_own_state_back(tmp_path):
     def make(steps):
         run = {"sam_method": "fsam", "sam_rho": 0.1, "save_strategy": "steps", "save_steps": 2, "max_steps": steps}
         return trainer_of(perceptron(), points(16), tmp_path, WithLossParameters, **run)
 
     def averages(trainer):
-        return trainer._sam_runner.method(trainer.sam_args).tensors["average"]
+        return trainer._sam_method.method(trainer.sam_args).tensors["average"]
 
     first, second, found = make(2), make(3), []
     first.train()

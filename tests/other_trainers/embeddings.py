@@ -1,4 +1,4 @@
-"""A tiny sentence embedding model, and sentence-transformers' trainers over it, with SAM and without."""
+"""Tiny models for sentence-transformers' trainers, and data for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 
 def checkpoint(folder: Path, model_class=BertModel, dropout: float = 0.0, **config: Any) -> str:
-    """A BERT with its tokenizer, as a folder."""
+    """Save a BERT with its tokenizer, and return the folder."""
     settings = {
         "vocab_size": len(SPECIAL + WORDS),
         "hidden_size": 8,
@@ -54,7 +54,7 @@ def sparse_encoder(folder: Path):
 
 
 def pairs(size: int, label: str | None = None) -> Dataset:
-    """Two sentences, and a class of three or a similarity."""
+    """Return pairs of sentences, with one of three classes or a similarity as the label."""
     generator = torch.Generator().manual_seed(1)
     rows: list[dict[str, Any]] = [
         {"first": phrase(generator, 2 + i % 3), "second": phrase(generator, 3)} for i in range(size)

@@ -1,4 +1,4 @@
-"""Trainers that write a model card of their own: it is kept, and says how SAM was used."""
+"""Trainers that write their own model card. SAM keeps it and adds how SAM was used."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def assert_snippet_runs(card: ModelCard, *classes: type) -> None:
     snippets = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
     names = {made.__name__: made for made in classes}
     (code,) = (snippet for snippet in snippets if "sam_hf" in snippet)
-    exec(code.replace('"out"', '"out", use_cpu=True, bf16=False'), names)  # TRL's default needs a GPU
+    exec(code.replace('"out"', '"out", use_cpu=True, bf16=False'), names)  # TRL's defaults need a GPU
     made = names[f"SAM{classes[0].__name__}"]
     assert issubclass(made, SAMMixin) and issubclass(made, classes[0])
     assert isinstance(names["args"], classes[1]) and names["args"].sam_rho_schedule == "auto"
@@ -40,9 +40,10 @@ def test_sft(tmp_path):
     llama().save_pretrained(tmp_path / "private")
     model = LlamaForCausalLM.from_pretrained(tmp_path / "private")
     trainer = run(with_sam(trl.SFTTrainer, trl.SFTConfig), model, texts(8), tmp_path / "out")
-    trainer.create_model_card(model_name="out")
+    trainer.create_model_card(model_name="out", dataset_name="me/data")
     card = assert_completed(Path(trainer.args.output_dir) / "README.md", "This model was trained with SFT.")
     assert {"sft", "trl"} <= set(card.data.tags)
+    assert card.data.datasets == "me/data", "TRL writes one name, not a list"
     assert "private" not in card.content
     assert_snippet_runs(card, trl.SFTTrainer, trl.SFTConfig)
 

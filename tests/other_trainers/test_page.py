@@ -1,4 +1,4 @@
-"""The code of docs/other_trainers.md runs from top to bottom, and what the page says is refused is what is."""
+"""The code of docs/other_trainers.md runs from top to bottom, and the page lists the refused trainers, no others."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import tiny
 import torch
 from causal import llama, preferences, texts, tokenizer
 from embeddings import embedder, pairs
+from test_refused import REFUSED
 from test_seq2seq import reversals, t5
 
 from sam_hf import SAMMixin
-from sam_hf.trainer.refusals import _STATEFUL_TRAINERS
 
 for package in ("trl", "sentence_transformers", "peft"):
     pytest.importorskip(package)
@@ -39,7 +39,7 @@ def test_the_code_runs(tmp_path, monkeypatch):
         "classifier": tiny.bert(),
         "examples": tiny.sentences(8),
     }
-    # Trainer pickles the arguments, whose class must be found in a module
+    # Trainer pickles the arguments, so their class must be in a module
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
     namespace = vars(module)
@@ -47,7 +47,7 @@ def test_the_code_runs(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
     assert len(blocks) == 5
     for block in blocks:
-        # TRL's arguments train in bf16, and must be told where there is no GPU for it
+        # TRL's arguments train in bf16, which needs use_cpu where there is no GPU
         block = block.replace("num_train_epochs=1", "num_train_epochs=1, use_cpu=True")
         exec(compile(block, str(PAGE), "exec"), namespace)
         trainer = namespace.pop("trainer")
@@ -58,4 +58,4 @@ def test_the_code_runs(tmp_path, monkeypatch):
 
 def test_the_page_names_every_refused_trainer():
     listed = TEXT.partition("### Refused")[2].partition("\n## ")[0]
-    assert set(re.findall(r"`(\w+Trainer)`", listed)) == _STATEFUL_TRAINERS
+    assert set(re.findall(r"`(\w+Trainer)`", listed)) == REFUSED

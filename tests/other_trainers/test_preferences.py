@@ -1,4 +1,4 @@
-"""SAM over TRL's trainers of preferences: the updates of a hand-written loop, and TRL's own metrics counted once."""
+"""SAM in TRL's preference trainers makes the updates of a hand-written loop, and counts TRL's own metrics once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ORPO = (orpo.ORPOTrainer, orpo.ORPOConfig)
 
 
 def with_reference(classes, model, *args, **options):
-    # The trainer would load a reference of its own by the model's name on the Hub
+    # Without it the trainer would load a reference from the Hub, by the model's name
     return run(classes, model, *args, ref_model=llama(), **options)
 
 
@@ -55,14 +55,15 @@ def test_metrics_are_those_of_one_pass(tmp_path, case):
     assert abs(logged(sam, "sam_sharpness")[0][0]) > 1e-3
 
 
-def end_of(example, key):
+def token_ids(example, key):
+    """Return the token ids of the prompt with its completion, and the number of ids of the prompt."""
     ids = tokenizer()(example["prompt"] + example[key] + " <eos>").input_ids
     return torch.tensor([ids]), len(tokenizer()(example["prompt"]).input_ids)
 
 
 def log_probability(model, example, key):
-    """Of the completion, given the prompt."""
-    ids, prompt = end_of(example, key)
+    """Return the log probability of the completion given the prompt."""
+    ids, prompt = token_ids(example, key)
     logp = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
     return logp[prompt - 1 :].sum()
 
@@ -79,7 +80,7 @@ def dpo_loss(model, reference, data, beta=0.1):
 
 def reward_loss(model, reference, data):
     def reward(example, key):
-        return model(end_of(example, key)[0]).logits.squeeze()
+        return model(token_ids(example, key)[0]).logits.squeeze()
 
     margins = torch.stack([reward(example, "chosen") - reward(example, "rejected") for example in data])
     return -torch.nn.functional.logsigmoid(margins).mean()
@@ -102,6 +103,6 @@ def test_update_of_a_hand_written_loop(tmp_path, case, loss):
             p += 0.3 * g / norm
     update = torch.autograd.grad(loss(perturbed, reference, data), list(perturbed.parameters()))
     step = torch.cat([-0.5 * g.flatten() for g in update])
-    # TRL's head computes in float32, whatever the weights are
+    # TRL's head computes in float32 for every type of weights
     assert relative_difference(flat(model) - start, step) < 1e-5
     assert relative_difference(torch.cat([-0.5 * g.flatten() for g in gradient]), step) > 0.01

@@ -1,4 +1,4 @@
-"""TRL's own classes that two passes an update cannot run over, refused by name."""
+"""SAM refuses those of TRL's trainers that cannot run two passes per update."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ from tiny import perceptron, points, trained
 from transformers import Trainer
 
 from sam_hf import SAMMixin, SAMTrainingArguments
+from sam_hf.trainer.refusals import draws_data
 
 trl = pytest.importorskip("trl")
 experimental = pytest.importorskip("trl.experimental")
 
-# One pass over the inputs they are given; `training_step` only opens a context around it
+# These make one pass over the inputs that they are given; their `training_step` only opens a context around it
 SUPPORTED = {"SFTTrainer", "DPOTrainer", "RewardTrainer", "KTOTrainer", "CPOTrainer", "ORPOTrainer", "TPOTrainer"}
+
+REFUSED = {
+    *("GRPOTrainer", "RLOOTrainer", "DistillationTrainer", "OnlineDPOTrainer", "GKDTrainer", "GOLDTrainer"),
+    *("IWOPDTrainer", "SDFTTrainer", "SDPOTrainer", "A2POTrainer", "AsyncGRPOTrainer", "AsyncDistillationTrainer"),
+}
 
 
 def trainers():
-    """Every public trainer of TRL, by name."""
+    """Return every public trainer of TRL by its name."""
     modules = [trl]
     for package in pkgutil.iter_modules(experimental.__path__, "trl.experimental."):
         if package.ispkg:
@@ -35,7 +41,7 @@ def trainers():
 
 
 def unbuilt(trainer_class: type, sam_method: str = "sam"):
-    """SAM over the class, with what the check reads; models, teachers and servers are not needed for it."""
+    """Return SAM over the class with what the check reads, which needs no models, teachers or servers."""
     trainer = object.__new__(type("Mine", (SAMMixin, trainer_class), {}))
     trainer.args = SAMTrainingArguments(use_cpu=True, report_to="none", sam_method=sam_method)
     trainer.accelerator = SimpleNamespace(state=SimpleNamespace(), parallelism_config=None, even_batches=True)
@@ -51,24 +57,18 @@ def found():
         return trainers()
 
 
-def overrides(trainer_class: type) -> bool:
-    """Has its own way of getting data: `_prepare_inputs`, or a `training_step` that names its inputs."""
-    own = [base for base in trainer_class.__mro__ if base.__module__.startswith("trl.")]
-    steps = [base.__dict__["training_step"] for base in own if "training_step" in base.__dict__]
-    prepares = any("_prepare_inputs" in base.__dict__ for base in own)
-    return prepares or any("inputs" in step.__code__.co_varnames for step in steps)
-
-
 def test_every_trainer_with_data_of_its_own_is_refused(found):
     assert {"GRPOTrainer", "RLOOTrainer", "DistillationTrainer", "OnlineDPOTrainer", "GKDTrainer"} <= found.keys()
     for name, trainer_class in found.items():
-        if overrides(trainer_class):
+        if draws_data(trainer_class):
+            assert name not in SUPPORTED
             with pytest.raises(ValueError, match="Mine, which draws new data"):
                 unbuilt(trainer_class)._refuse_unsupported()
             unbuilt(trainer_class, sam_method="none")._refuse_unsupported()
         else:
             assert name in SUPPORTED, f"{name}: is it one pass over the inputs it is given?"
             unbuilt(trainer_class)._refuse_unsupported()
+    assert not [name for name in REFUSED & found.keys() if not draws_data(found[name])]
 
 
 @pytest.mark.parametrize("name", ["DistillationTrainer", "RewardTrainer"])

@@ -1,4 +1,4 @@
-"""SAM over sentence-transformers: losses with parameters of their own, in named parts, with cached gradients."""
+"""SAM in sentence-transformers: losses that have parameters, return named parts, or cache gradients."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def cached(model):
 
 
 def float32_labels_fit_a_float64_model() -> bool:
-    """Not in torch 2.7, whose squared error of two types has no backward pass."""
+    """In torch 2.7 they do not: there the squared error of two types has no backward pass."""
     output = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     try:
         torch.nn.functional.mse_loss(output, torch.ones(1)).backward()
@@ -80,7 +80,7 @@ def test_plain_trainer_at_vanishing_rho(tmp_path, case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_update_of_a_hand_written_loop(tmp_path, case):
-    """ε and the update cover the parameters of the loss too."""
+    """ε and the update also cover the parameters of the loss."""
     make, label = CASES[case]
     model = make(embedder(tmp_path / "model"))
     reference = copy.deepcopy(model)
@@ -108,7 +108,11 @@ def test_update_of_a_hand_written_loop(tmp_path, case):
 
 
 def gradient(loss, batches):
-    """Of the mean over micro-batches, by parameter; zeros where a loss does not reach one (BERT's own pooler)."""
+    """
+    Return the gradient of the mean over micro-batches for each parameter.
+
+    It is zero for a parameter that the loss does not reach, such as BERT's own pooler.
+    """
     loss.zero_grad()
     for features, labels in batches:
         value = loss([dict(feature) for feature in features], labels)
@@ -119,7 +123,7 @@ def gradient(loss, batches):
 
 @pytest.mark.parametrize("targets", ["all", "no_norm", "norm", ["query"]], ids=str)
 def test_parameters_of_the_loss_are_perturbed(tmp_path, targets):
-    """They are none of the model's normalisation layers or named modules."""
+    """They belong neither to the model's normalisation layers nor to its named modules."""
     seen = []
 
     class Recording(losses.SoftmaxLoss):
@@ -154,7 +158,7 @@ def test_parts_of_a_loss_are_logged_once(tmp_path, options):
 
 @pytest.mark.parametrize("m", [None, 4, 2])
 def test_cached_gradients_are_those_of_the_whole_batch(tmp_path, m):
-    """GradCache embeds again in its backward hook: at w + ε in the descent pass."""
+    """GradCache embeds again in its backward hook; in the descent pass, it must do so at w + ε."""
     whole = ranking(embedder(tmp_path / "model"))
     parts = cached(copy.deepcopy(whole.model))
     options = {"gradient_accumulation_steps": 2, "learning_rate": 0.5, "sam_rho": 0.3, "sam_m": m}
@@ -164,7 +168,7 @@ def test_cached_gradients_are_those_of_the_whole_batch(tmp_path, m):
 
 
 def test_losses_of_several_datasets(tmp_path):
-    """A window over two datasets: each loss, and what it owns, has a gradient from its own batches alone."""
+    """In a window over two datasets, each loss with its parameters gets a gradient from its own batches only."""
     data = DatasetDict(classes=pairs(16, "class"), ranked=pairs(16))
 
     def train(classes, sam_rho=None):

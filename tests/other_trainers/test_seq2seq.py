@@ -1,4 +1,4 @@
-"""SAM over Seq2SeqTrainer with T5: the update of a hand-written loop, and generation that leaves training alone."""
+"""SAM in Seq2SeqTrainer with T5 makes the updates of a hand-written loop, and generation does not change training."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from causal import run_with
 from tiny import assert_same, flat, relative_difference, sentences, snapshot
 from transformers import Seq2SeqTrainer, T5Config, T5ForConditionalGeneration
 
@@ -23,7 +24,7 @@ def t5(dropout: float = 0.0) -> T5ForConditionalGeneration:
 
 
 def reversals(size: int) -> list[dict[str, torch.Tensor]]:
-    """Targets of lengths that differ: a mean over tokens is not one over examples."""
+    """Return targets of different lengths, so that a mean over tokens is not a mean over examples."""
     rows = []
     for i, example in enumerate(sentences(size)):
         labels = example["input_ids"].flip(0).clone()
@@ -32,34 +33,13 @@ def reversals(size: int) -> list[dict[str, torch.Tensor]]:
     return rows
 
 
-def seq2seq(model, data, output_dir, trainer_class=SAMSeq2SeqTrainer, compute_metrics=None, **changes):
-    settings = {
-        "use_cpu": True,
-        "max_steps": 3,
-        "per_device_train_batch_size": 4,
-        "train_sampling_strategy": "sequential",
-        "learning_rate": 0.05,
-        "lr_scheduler_type": "constant",
-        "optim": "sgd",
-        "max_grad_norm": 0.0,
-        "predict_with_generate": True,
-        "logging_steps": 1,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "sam_rho": 0.2,
-    }
-    args = SAMSeq2SeqTrainingArguments(str(output_dir), **(settings | changes))
-    trainer = trainer_class(
-        model=model, args=args, train_dataset=data, eval_dataset=data[:4], compute_metrics=compute_metrics
-    )
-    trainer.train()
-    return trainer
+def seq2seq(model, data, output_dir, trainer_class=SAMSeq2SeqTrainer, **changes):
+    options = {"predict_with_generate": True, "sam_rho": 0.2, "eval_dataset": data[:4]} | changes
+    return run_with((trainer_class, SAMSeq2SeqTrainingArguments), model, data, output_dir, **options)
 
 
 def sum_of_means(model, data, accumulation):
-    """What Trainer makes of T5, which is handed `num_items_in_batch` and ignores it: means are added up."""
+    """Return the loss that Trainer makes of T5. T5 gets `num_items_in_batch` and ignores it, so means are added up."""
     size = len(data) // accumulation
     return torch.stack([token_mean(model, data[i : i + size]) for i in range(0, len(data), size)]).sum()
 
@@ -107,7 +87,7 @@ def test_generating_in_mid_training_changes_nothing(tmp_path):
     seq2seq(plain, reversals(16), tmp_path)
     trainer = seq2seq(evaluated, reversals(16), tmp_path, compute_metrics=keep, eval_strategy="steps", eval_steps=1)
     assert [tokens.shape for tokens in generated] == [(4, 5)] * 3
-    # Greedily from w: what the last evaluation saw is the model that training left
+    # Generation is greedy and at w: the last evaluation saw the model that training left
     inputs = torch.stack([example["input_ids"] for example in reversals(4)])
     assert torch.equal(torch.as_tensor(generated[-1]), evaluated.eval().generate(inputs, max_length=5))
     assert_same(snapshot(evaluated), snapshot(plain))

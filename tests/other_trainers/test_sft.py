@@ -1,4 +1,4 @@
-"""SAM over TRL's SFTTrainer: the updates of a hand-written loop, and TRL's own metrics counted once."""
+"""SAM in TRL's SFTTrainer makes the updates of a hand-written loop, and counts TRL's own metrics once."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_plain_trainer_at_vanishing_rho(tmp_path, data):
 
 
 def token_losses(model):
-    """`(w, token ids)` → the sum of the losses of its tokens after the first."""
+    """Return a function of w and token ids that gives the sum of the losses of the tokens after the first."""
 
     def loss(w, ids):
         names, shapes = zip(*((name, p.shape) for name, p in model.named_parameters()), strict=True)
@@ -53,7 +53,7 @@ def token_losses(model):
 
 
 def per_token(window):
-    """The mean over all tokens that have a target, of every micro-batch of the window."""
+    """Return each micro-batch of the window with weights that make the mean over all of its tokens with a target."""
     total = sum(len(ids) - 1 for micro_batch in window for ids in micro_batch)
     return [[(ids, 1 / total) for ids in micro_batch] for micro_batch in window]
 
@@ -67,7 +67,7 @@ def test_updates_of_a_hand_written_loop(tmp_path, m, k, p):
     ids = [torch.tensor(tokenizer()(row["text"] + " <eos>").input_ids) for row in data]
     windows = [per_token(window) for window in windows_of(ids, 4, 2, 3)]
     expected, _ = train(token_losses(llama()), start, windows, SGD(), [0.05] * 3, 4, rho=0.2, m=m, k=k, p=p)
-    # TRL's head computes in float32, whatever the weights are
+    # TRL's head computes in float32 for every type of weights
     assert relative_difference(flat(model) - start, expected - start) < 2e-6
     plain, _ = train(token_losses(llama()), start, windows, SGD(), [0.05] * 3, 4, rho=0.0)
     assert relative_difference(expected - start, plain - start) > 0.05
@@ -81,7 +81,7 @@ def test_accumulated_micro_batches_are_the_large_batch(tmp_path):
     )
     one = run(SAM, whole, data, tmp_path, gradient_accumulation_steps=1, per_device_train_batch_size=8, **run_of)
     torch.testing.assert_close(flat(accumulated), flat(whole), rtol=1e-6, atol=1e-7)
-    # Every word and the end of every text, once
+    # Each word and the end of each text count once
     tokens = sum(len(row["text"].split()) + 1 for row in data)
     assert logged(four, "num_tokens")[-1] == logged(one, "num_tokens")[-1] == [tokens]
 
@@ -92,7 +92,7 @@ def test_accumulated_micro_batches_are_the_large_batch(tmp_path):
     ids=str,
 )
 def test_metrics_are_those_of_one_pass(tmp_path, options):
-    """At a learning rate of 0 every pass at w is plain training's; those at w + ε must not show."""
+    """With a learning rate of 0 each pass at w equals that of plain training. Passes at w + ε must not be counted."""
     options = dict(options)
     dropout = options.pop("attention_dropout", 0.0)
     common = {"gradient_accumulation_steps": 2, "learning_rate": 0.0, "logging_steps": 2, "max_steps": 4}

@@ -47,7 +47,7 @@ def test_training_is_the_same_and_evaluations_have_it(tmp_path, train):
     for entry, metrics in zip(evaluations, returned, strict=True):
         assert entry["eval_sharpness_lambda_max"] == metrics["eval_sharpness_lambda_max"] > 0
         assert entry["eval_sharpness_m"] == metrics["eval_sharpness_m"] > 0
-    # What they count and log themselves, num_tokens for one, is not of the measurement
+    # The measurement must not change what they count and log themselves, such as num_tokens
     for entry, other in zip(trainer.state.log_history, plain.state.log_history, strict=True):
         kept = {k: v for k, v in entry.items() if "sharpness_" not in k and not k.endswith(("runtime", "second"))}
         assert kept == {k: v for k, v in other.items() if not k.endswith(("runtime", "second"))}

@@ -1,4 +1,4 @@
-"""SAM over TRL with PEFT: adapters that TRL makes, the reference of DPO among them, and their metrics."""
+"""SAM in TRL with PEFT: adapters that TRL creates, including the reference of DPO, and their metrics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def adapters():
 
 
 def trained(classes, data, output_dir, **options):
-    """`(trainer, the model's tensors before training)`; the adapters are the same ones every time."""
+    """Train, and return the trainer and the model's tensors before training. The adapters are the same every time."""
     at_start = []
 
     class Starting(classes[0]):
@@ -45,7 +45,7 @@ def test_plain_trainer_at_vanishing_rho(tmp_path, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_adapters_alone_are_perturbed_and_moved(tmp_path, case):
+def test_only_adapters_are_perturbed_and_moved(tmp_path, case):
     classes, data = CASES[case]
     perturbed = set()
     trainer_class, arguments_class = with_sam(*classes)

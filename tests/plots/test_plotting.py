@@ -1,7 +1,8 @@
-"""What is drawn is what was given, on scales that the models share."""
+"""The pictures show the numbers that were given, on scales that the models share."""
 
 from __future__ import annotations
 
+import pydoc
 import subprocess
 import sys
 from itertools import pairwise
@@ -20,7 +21,7 @@ GRID = np.linspace(-1, 30, 400)
 
 
 def density_of(*peaks: tuple[float, float], sigma: float = 0.3) -> np.ndarray:
-    """A mixture of normal distributions: (place, weight) each."""
+    """Return a mixture of normal distributions, each given as (place, weight)."""
     width = sigma * np.sqrt(2 * np.pi)
     return sum(weight * np.exp(-(((GRID - place) / sigma) ** 2) / 2) / width for place, weight in peaks)
 
@@ -54,7 +55,7 @@ def test_spectral_density_draws_the_densities_and_marks_lambda_max():
     assert (ax.get_yscale(), ax.get_xscale()) == ("log", "symlog")
     assert ax.xaxis.get_transform().linthresh == 0.3
     low, high = ax.get_ylim()
-    assert low < density_of((25, 1e-7)).max() and high > sharp.max(), "a peak lies outside of the axis"
+    assert low < density_of((25, 1e-7)).max() and high > sharp.max(), "a peak lies outside the axis"
     assert low > 1e-12, "the tails of the smoothing take up the axis"
     assert "loss / weight²" in ax.get_xlabel() and "1/λ" in ax.get_ylabel()
 
@@ -121,7 +122,7 @@ def test_surfaces_share_levels_colours_and_one_bar():
     np.testing.assert_array_equal(of_left.levels, of_right.levels)
     assert of_left.norm.vmin == of_right.norm.vmin and of_left.norm.vmax == of_right.norm.vmax
     np.testing.assert_array_equal(of_left.to_rgba([1.0, 5.0]), of_right.to_rgba([1.0, 5.0]))
-    assert of_left.levels[0] <= 0.4 and of_left.levels[-1] >= sharp.max(), "a loss outside of the scale has no colour"
+    assert of_left.levels[0] <= 0.4 and of_left.levels[-1] >= sharp.max(), "a loss outside the scale has no colour"
     assert type(of_left.norm).__name__ == "LogNorm"
     assert len(left.figure.axes) == 3 and left.figure.axes[2].get_ylabel() == "loss"
     assert left.get_xlim() == right.get_xlim() and left.get_ylim() == right.get_ylim()
@@ -189,7 +190,8 @@ def test_sharpness_at_evaluations_is_drawn():
     np.testing.assert_array_equal(line_of(lambda_max, "sam").get_xydata(), [[2, 18.0], [4, 36.0]])
     np.testing.assert_array_equal(line_of(rise, "sam").get_ydata(), [0.2, 0.4])
     assert "λmax" in lambda_max.get_ylabel() and "m-sharpness" in rise.get_ylabel()
-    assert line_of(lambda_max, "sam").get_marker() not in ("", "None")  # one evaluation alone is a point, and no line
+    # A single evaluation would be invisible as a line without markers
+    assert line_of(lambda_max, "sam").get_marker() not in ("", "None")
 
 
 def test_axes_that_are_given_are_drawn_on_and_returned():
@@ -205,13 +207,13 @@ def test_axes_that_are_given_are_drawn_on_and_returned():
     ("draw", "message"),
     [
         (lambda: plots.draw_loss_slices({}), "no model"),
-        (lambda: plots.draw_loss_slices({"sam": ([0, 1], [1.0])}), r"sam: x of shape \(2,\) and y of shape \(1,\)"),
+        (lambda: plots.draw_loss_slices({"sam": ([0, 1], [1.0])}), r"sam: x has shape \(2,\) and y has shape \(1,\)"),
         (lambda: plots.draw_spectral_density({"sam": ([0, 1], [0.0, 0.0])}), "nowhere above 0"),
         (lambda: plots.draw_loss_surfaces({"sam": ([0, 1], [0, 1, 2], np.ones((3, 2)))}), r"sam: .*\(3, 2\)"),
         (lambda: plots.draw_loss_surfaces({"s": ([0, 1], [0, 1], np.full((2, 2), np.nan))}), "s: no loss"),
         (lambda: plots.draw_training_curves({"sam": [{"step": 1}]}), "some of loss, sam_sharpness"),
         (lambda: plots.draw_training_curves({"sam": HISTORY}, keys=["accuracy"]), "accuracy.*some of loss"),
-        (lambda: plots.draw_training_curves({"sam": HISTORY}, axes=[]), "0 axes for 3 curves"),
+        (lambda: plots.draw_training_curves({"sam": HISTORY}, axes=[]), "0 axes were given for 3 curves"),
     ],
     ids=["empty", "shapes", "density", "grid", "nan", "nothing-logged", "key", "axes"],
 )
@@ -235,7 +237,7 @@ def test_long_names_that_differ_in_the_middle_stay_apart():
     names = [f"outputs/rotten-tomatoes/{run}_seed_0/checkpoint-500" for run in ("sam_rho_0.05", "adamw")]
     ax = plots.draw_loss_slices({name: ([0, 1], [1.0, 2.0]) for name in names})
     assert legend_of(ax) == ["sam_rho_0.05_seed_0", "adamw_seed_0"]
-    # where shortening is enough it says more
+    # Where shortening alone keeps names apart, folders are kept
     (label,) = legend_of(plots.draw_loss_slices({names[0]: ([0, 1], [1.0, 2.0])}))
     assert label == "outputs/rotte…checkpoint-500"
 
@@ -265,7 +267,12 @@ def test_settings_and_pyplot_are_left_alone(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_help_shows_the_functions():
+    text = pydoc.plain(pydoc.render_doc(plots))
+    assert all(f"{name}(" in text for name in plots.__all__)
+
+
 def test_without_matplotlib_the_error_names_the_extra():
-    code = "import sys; sys.modules['matplotlib'] = None\nimport sam_hf.plots.draw"
+    code = "import sys; sys.modules['matplotlib'] = None\nfrom sam_hf import plots; plots.save"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 1 and 'pip install "sam-hf[plot]"' in run.stderr

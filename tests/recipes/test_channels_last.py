@@ -1,4 +1,7 @@
-"""Weights in the channels-last layout train as in the usual one: all that meets them lies in memory as they do."""
+"""
+Weights in the channels-last layout train as in the usual one, because all tensors that are combined with them have the
+same layout in memory.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from torch import nn
 
 from sam_hf.methods import METHODS
 
-CONVOLUTIONAL = [name for name in METHODS if name != "nbar"]  # which perturbs adapters alone
+CONVOLUTIONAL = [name for name in METHODS if name != "nbar"]  # which perturbs only adapters
 AXES = [
     {"sam_method": "looksam", "sam_interval": 2},
     {"gradient_accumulation_steps": 2},
@@ -47,8 +50,8 @@ def images(dtype):
 def weights_after(layout, output_dir, dtype=torch.float64, **options) -> torch.Tensor:
     torch.manual_seed(0)
     model = Convolutions().to(dtype).to(memory_format=layout)
-    # The default optimizer of transformers: its kernel reads weights, gradients and moments side by side as they lie
-    # in memory, and is silently wrong where they lie differently
+    # The default optimizer of transformers. Its kernel reads weights, gradients and moments in the order in which they
+    # lie in memory, and it is silently wrong if these orders differ
     options = {"optim": "adamw_torch_fused", "learning_rate": 0.01, "sam_rho": 0.1, "max_steps": 4} | options
     trained(model, images(dtype), output_dir, **options)
     assert model.second.weight.is_contiguous(memory_format=layout)

@@ -1,4 +1,4 @@
-"""Tiny checkpoints and data files, and the two programs as modules and as commands."""
+"""Tiny checkpoints and data files, and the two scripts as modules and as commands."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ WORDS = ["good", "fine", "great", "bad", "poor", "awful", "a", "the", "film", "p
 def load_script(name: str):
     spec = importlib.util.spec_from_file_location(name, REPOSITORY / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    # dataclasses look up the module of their class to resolve annotations
-    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -40,7 +38,7 @@ def finetune_image():
 
 @pytest.fixture(scope="session")
 def command():
-    """Run a program as a user does: `command("finetune_text", *options)`."""
+    """Run a script as a user does: `command("finetune_text", *options)`."""
 
     def call(name: str, *options) -> subprocess.CompletedProcess:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
@@ -54,7 +52,7 @@ def command():
 
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory) -> Path:
-    """A seeded BERT without dropout, so that runs that must agree need no common random numbers."""
+    """A BERT with a fixed seed. It has no dropout, so runs that must agree need not share random numbers."""
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     folder = tmp_path_factory.mktemp("bert")
@@ -99,7 +97,7 @@ def vit(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def timm_checkpoint(tmp_path_factory) -> Path:
-    """A small timm network with BatchNorm, in the layout of timm's checkpoints on the Hub."""
+    """A small timm network with BatchNorm, in the format of timm's checkpoints on the Hub."""
     timm = pytest.importorskip("timm")
     from safetensors.torch import save_file
 
@@ -128,7 +126,7 @@ def timm_checkpoint(tmp_path_factory) -> Path:
 
 
 def sentences(count: int, seed: int) -> list[tuple[str, int]]:
-    """Texts of 3 to 8 words with their class: whether the first word is a kind one."""
+    """Return texts of 3 to 8 words with their class, which is 1 if the first word is a positive one."""
     generator = np.random.default_rng(seed)
     examples = []
     for i in range(count):
@@ -162,7 +160,7 @@ def write_jsonl(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def text_files(write_csv) -> dict[str, Path]:
-    """36 + 8 + 4 examples: micro-batches of 8 leave one of 4, in an update of its own."""
+    """36 + 8 + 4 examples. Of the 36, micro-batches of 8 leave one of 4, in a separate update."""
     sizes = {"train": 36, "validation": 8, "test": 4}
     return {
         split: write_csv(f"{split}.csv", ["sentence", "label"], sentences(size, seed))
@@ -172,7 +170,7 @@ def text_files(write_csv) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory) -> Path:
-    """13 PNGs in two class folders: dark and grey, or bright and in colour."""
+    """13 PNG files in two class folders: dark ones in grey, and bright ones in colour."""
     root = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for i in range(13):

@@ -1,4 +1,4 @@
-"""Wrong use of the programs: exit status 2 and one line that names what was given, never a traceback."""
+"""Wrong use of the scripts ends with exit status 2 and one line that names what was given, without a traceback."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def files(text_files, image_folder, write_csv, tmp_path_factory):
     }
 
 
-# Options in the place of {name} are files of the fixture above; all else the run needs is given rightly
+# {name} stands for a file of the fixture above. The other options that the run needs are correct
 TEXT = {
     "negative rho": ("--sam_rho=-0.1", "sam_rho=-0.1"),
     "rho not a number": ("--sam_rho nan", "sam_rho=nan"),

@@ -1,4 +1,4 @@
-"""`--channels_last`: the same training in another layout, also where a run goes on in another than it began in."""
+"""`--channels_last` trains the same in another layout, also if a run resumes in a layout other than its first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import sam_hf
 from sam_hf.errors import UsageError
 from sam_hf.recipes.channels_last import to_channels_last
 
-# The large epsilon keeps Adam from taking a step of full length where a gradient is next to nothing but rounding
+# The large epsilon keeps Adam from taking a full step where a gradient is hardly more than rounding
 OPTIONS = (
     "--adam_epsilon 0.1 --learning_rate 0.001 "
     "--report_to none --disable_tqdm true --use_cpu true --per_device_train_batch_size 4 --sam_rho 0.01 --do_train "
@@ -40,7 +40,7 @@ def train(finetune_image, tmp_path, timm_checkpoint, image_folder):
 
 @pytest.fixture
 def layouts(monkeypatch):
-    """Whether the outputs of convolutions were channels last, of every training step."""
+    """The set of answers to whether a convolution's output was channels last, from all training steps."""
     seen = set()
     step = sam_hf.SAMTrainer.training_step
 
@@ -60,7 +60,7 @@ def layouts(monkeypatch):
 
 
 def assert_moved_alike(one, other, start):
-    """Not bit for bit, since the kernels sum in another order."""
+    """Check that both moved almost the same way. The kernels sum in another order, so the bits differ."""
     convolutions = [name for name, value in start.items() if value.dim() == 4]
     assert len(convolutions) > 5
     for name in convolutions:
@@ -78,7 +78,7 @@ def test_same_training(train, timm_checkpoint, layouts):
 
 
 @pytest.mark.parametrize("first, then", [((), ("--channels_last",)), (("--channels_last",), ())], ids=["to", "from"])
-def test_going_on_in_the_other_layout(train, timm_checkpoint, first, then):
+def test_resuming_in_the_other_layout(train, timm_checkpoint, first, then):
     plain = train("plain", "--max_steps", "4", "--save_strategy", "no")
     train("changed", "--max_steps", "2", "--save_steps", "2", *first)
     changed = train("changed", "--max_steps", "4", "--save_strategy", "no", *then)

@@ -1,4 +1,4 @@
-"""The image program from end to end on a tiny ViT and a tiny network of timm with BatchNorm."""
+"""The image script from end to end, on a tiny ViT and a tiny timm network with BatchNorm."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def test_class_folders_on_vit(train, vit, image_folder):
     folders = ["--train_dir", image_folder, "--validation_dir", image_folder, "--test_dir", image_folder]
     options = ["--do_train", "--do_eval", "--do_predict", "--num_train_epochs", 15, "--learning_rate", 1e-2]
     output = train(vit, *folders, *options, "--crop_scale_min", 0.5)
-    # Brightness tells the classes apart
+    # The classes differ in brightness
     assert results(output)["eval_accuracy"] == 1
     with (output / "predictions.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    # The class folders in order of their names
+    # The class folders come in the order of their names
     assert [row["prediction"] for row in rows] == ["bright"] * 6 + ["dark"] * 7
     assert all(float(row["probability_dark"]) + float(row["probability_bright"]) == pytest.approx(1) for row in rows)
     config = json.loads((output / "config.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The text program from end to end on a tiny BERT."""
+"""The text script from end to end on a tiny BERT."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def predictions(folder) -> list[dict]:
 
 @pytest.fixture
 def train(finetune_text, bert, tmp_path):
-    """Run the program in this process with options for everything but the data."""
+    """Run the script in this process, with options for everything except the data."""
 
     def call(*options, output="output", model=bert):
         shared = ["--model_name_or_path", model, "--output_dir", tmp_path / output, *QUIET]
@@ -70,7 +70,7 @@ def test_config_to_report(command, bert, text_files, tmp_path):
     assert 0 <= report["eval_accuracy"] <= 1
     assert report["eval_loss"] > 0
     state = json.loads((output / "trainer_state.json").read_text(encoding="utf-8"))
-    assert state["global_step"] == 6  # two epochs of 8+8, 8+8 and 4
+    assert state["global_step"] == 6  # two epochs of updates with 8+8, 8+8 and 4 examples
     logged = [entry for entry in state["log_history"] if "sam_rho" in entry]
     assert len(logged) == 6
     assert all(entry["sam_rho"] == 0.02 for entry in logged)
@@ -93,7 +93,7 @@ def test_resuming_equals_the_run_in_one_go(train, text_files):
     data = ["--train_file", text_files["train"], "--do_train", "--max_steps", 6]
     whole = train(*data, "--save_strategy", "steps", "--save_steps", 4, output="whole")
     cut = train(*data, "--save_strategy", "steps", "--save_steps", 4, output="cut")
-    # As a run that was stopped after step 4 leaves it
+    # This is what a run leaves that was stopped after step 4
     shutil.rmtree(cut / "checkpoint-6")
     (cut / "model.safetensors").unlink()
     train(*data, output="cut")
@@ -104,7 +104,7 @@ def test_resuming_equals_the_run_in_one_go(train, text_files):
 
 
 @pytest.mark.parametrize("overwrite, steps", [([], 1), (["--overwrite_output_dir"], 5)])
-def test_going_on_or_starting_again(train, text_files, monkeypatch, overwrite, steps):
+def test_resuming_or_starting_again(train, text_files, monkeypatch, overwrite, steps):
     from sam_hf import SAMTrainer
 
     taken = []

@@ -1,4 +1,4 @@
-"""What the image program makes of its images: sizes, damage, folders with telling names, and the model it leaves."""
+"""How the image script handles image sizes, damaged images and unusual folder names, and the model that it saves."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def png(size: int = 20, seed: int = 0) -> bytes:
 
 @pytest.fixture
 def parquet(tmp_path):
-    """A plain parquet file: bytes and integers, nothing that says which are images."""
+    """A plain parquet file of bytes and integers, in which nothing marks the images."""
 
     def write(images: list[bytes], labels: list[int] | None = None):
         path = tmp_path / "images.parquet"
@@ -49,12 +49,12 @@ def parquet(tmp_path):
 
 
 @pytest.mark.parametrize("checkpoint", ["vit", "timm_checkpoint"])
-def test_saved_model_predicts_what_the_program_predicted(main, checkpoint, request, image_folder):
+def test_saved_model_predicts_what_the_script_predicted(main, checkpoint, request, image_folder):
     from transformers import pipeline
 
     is_timm = checkpoint == "timm_checkpoint"
     model = request.getfixturevalue(checkpoint)
-    size = ["--image_size", 48] if is_timm else []  # a ViT's position embeddings fix its size
+    size = ["--image_size", 48] if is_timm else []  # the position embeddings of a ViT fix its size
     output = main(model, "--train_dir", image_folder, "--test_dir", image_folder, "--do_train", "--do_predict", *size)
     with (output / "predictions.csv").open(encoding="utf-8") as file:
         ours = [float(row["probability_dark"]) for row in csv.DictReader(file)]
@@ -86,7 +86,7 @@ def test_values_out_of_range(main, vit, image_folder, option):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_image_cut_short_is_named_by_row(main, vit, parquet, workers):
-    # Its header is sound: it comes to light in training, in a worker's process or in ours
+    # Its header is sound, so the damage shows in training: in a worker's process or in this one
     images = [png(), png(), png(64)[:1500], png()]
     with pytest.raises(UsageError, match=r"^train row 2: an image without a file name cannot be read"):
         main(vit, "--train_file", parquet(images), "--do_train", "--dataloader_num_workers", workers)
@@ -179,8 +179,8 @@ def test_grey_model(main, parquet, tmp_path):
 @pytest.mark.parametrize(
     ("save_steps", "augmentation"),
     [
-        # In the middle of an epoch of 3 updates. Without random crops: Trainer draws those of the batch it has read
-        # ahead before it saves the generators, so plain training resumes with other crops there too
+        # In the middle of an epoch of 3 updates, without random crops. Trainer draws the crops of the batch that it
+        # reads ahead before it saves the generators, so plain training resumes with other crops too
         (2, ["--crop_scale_min", "1", "--horizontal_flip", "0"]),
         (3, []),
     ],

@@ -1,4 +1,4 @@
-"""The configurations of `accelerate launch`: DDP's with the program on the CPU, and what FSDP2's gives Trainer."""
+"""The configurations for `accelerate launch`: the script runs with DDP's on the CPU, and Trainer reads FSDP2's."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def options(bert, text_files) -> list[str]:
         "gradient_accumulation_steps": 2,
         "train_sampling_strategy": "sequential",
         "max_train_samples": 32,
-        # SGD: Adam's first steps are the sign of the gradient, which rounding can turn
+        # SGD, because Adam's first steps are the sign of the gradient, which rounding can change
         "optim": "sgd",
         "learning_rate": 0.1,
         "sam_rho": 0.1,

@@ -1,4 +1,4 @@
-"""The promise of the programs: accumulating 4×8 trains exactly like one batch of 32, for SAM as for plain training."""
+"""Accumulating 4 micro-batches of 8 trains exactly like one batch of 32, with SAM and with plain training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def largest_difference(first: dict, second: dict) -> float:
 
 
 def trained(main, folder, method: str, batch: int, accumulation: int, *options) -> dict:
-    # SGD: Adam's first steps are the sign of the gradient, which rounding can turn
+    # SGD, because Adam's first steps are the sign of the gradient, which rounding can change
     shared = (
         "--do_train --max_steps 4 --optim sgd --learning_rate .1 --lr_scheduler_type constant --sam_rho .1 "
         f"--per_device_train_batch_size {batch} --gradient_accumulation_steps {accumulation} --sam_method {method} "
@@ -30,7 +30,7 @@ def trained(main, folder, method: str, batch: int, accumulation: int, *options) 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_text(finetune_text, bert, text_files, tmp_path, method):
-    # 36 examples: an update of 32, then a short one of 4, twice
+    # 36 examples: an update of 32 and a short one of 4, twice
     options = ["--model_name_or_path", bert, "--train_file", text_files["train"]]
     accumulated = trained(finetune_text.main, tmp_path / "4x8", method, 8, 4, *options)
     at_once = trained(finetune_text.main, tmp_path / "1x32", method, 32, 1, *options)
@@ -93,7 +93,7 @@ def double_precision(bert, folder, method: str, batch: int, accumulation: int, l
 
 @pytest.mark.parametrize("method", METHODS)
 def test_double_precision(bert, tmp_path, method):
-    # 46 examples: 32, then a short window of 8 and a ragged 6
+    # 46 examples: a window of 32, and a short one of 8 and 6
     loss = loss_function("single_label_classification")
     accumulated = double_precision(bert, tmp_path, method, 8, 4, loss)
     at_once = double_precision(bert, tmp_path, method, 32, 1, loss)
@@ -102,7 +102,7 @@ def test_double_precision(bert, tmp_path, method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_mean_of_each_micro_batch_is_another_update(bert, tmp_path, method):
-    # The models' own loss, as Trainer takes it without a compute_loss_func: what the tests above must be able to see
+    # Without a compute_loss_func, Trainer takes the model's own loss: the difference that the tests above must see
     accumulated = double_precision(bert, tmp_path, method, 8, 4, None)
     at_once = double_precision(bert, tmp_path, method, 32, 1, None)
     assert largest_difference(accumulated, at_once) > 1e-5

@@ -1,4 +1,4 @@
-"""`--sharpness_every_eval` of the programs, from the command line to the files that a run leaves."""
+"""The scripts' option `--sharpness_every_eval`, from the command line to the files that a run writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sam_hf.errors import UsageError
 
 @pytest.fixture
 def program(finetune_text, bert, text_files, tmp_path):
-    """Run the text program in this process with the option and others."""
+    """Run the text script in this process with this option and others."""
     shared = [
         *("--model_name_or_path", bert, "--train_file", text_files["train"], "--output_dir", tmp_path),
         *("--validation_file", text_files["validation"], "--use_cpu", "--report_to", "none", "--sharpness_every_eval"),
@@ -24,7 +24,7 @@ def test_measured_at_each_evaluation(program, tmp_path, capsys):
     assert "λmax of the Hessian, last evaluation: " in capsys.readouterr().out
     history = json.loads((tmp_path / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     values = [entry["eval_sharpness_lambda_max"] for entry in history if "eval_loss" in entry]
-    # On start, at the epoch's end
+    # At the start and at the end of the epoch
     assert len(values) == 2 and values[0] != values[1]
     written = json.loads((tmp_path / "all_results.json").read_text(encoding="utf-8"))
     assert written["eval_sharpness_lambda_max"] == values[1]
@@ -32,13 +32,13 @@ def test_measured_at_each_evaluation(program, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ("--do_eval", "sharpness_every_eval measures the loss of the training examples: give do_train too"),
         ("--do_train --bf16_full_eval", "bf16_full_eval=True is not allowed with sharpness_every_eval"),
         ("--do_train --sharpness_examples 0", "sharpness_examples=0"),
     ],
 )
-def test_refused_as_wrong_use(program, options, said):
-    with pytest.raises(UsageError, match=said):
+def test_refused_as_wrong_use(program, options, message):
+    with pytest.raises(UsageError, match=message):
         program(options)

@@ -1,4 +1,4 @@
-"""Losses whose Hessian is known: quadratics by construction, small networks by `torch.func`."""
+"""Losses with a known Hessian: quadratics by construction, small networks by `torch.func`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sam_hf.sharpness import LossOracle
 
 
 class Quadratic(nn.Module):
-    """½ wᵀA w + bᵀw, a b for each example; w in two parameters of 6 and the other elements."""
+    """½ wᵀA w + bᵀw, with one b per example. w consists of two parameters, with 6 and the remaining elements."""
 
     def __init__(self, matrix: Tensor):
         super().__init__()
@@ -32,7 +32,7 @@ class Quadratic(nn.Module):
 
 
 def symmetric(eigenvalues: Sequence[float], dtype: torch.dtype = torch.float64) -> Tensor:
-    """A matrix with these eigenvalues and random eigenvectors."""
+    """Return a matrix with these eigenvalues and random eigenvectors."""
     values = torch.tensor(list(eigenvalues), dtype=torch.float64)
     square = torch.randn(len(values), len(values), generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     rotation = torch.linalg.qr(square).Q
@@ -59,7 +59,7 @@ def oracle_of(model: nn.Module, data: Sequence[dict[str, Tensor]] | None = None,
 
 
 def exact_hessian(model: nn.Module, data: Sequence[dict[str, Tensor]], names: Sequence[str] | None = None) -> Tensor:
-    """Of the mean loss over all of the data in one batch, in evaluation mode, over the trained parameters."""
+    """Return the Hessian of the mean loss over all data, in evaluation mode, for the trained parameters."""
     model = copy.deepcopy(model).eval()
     chosen = {n: p for n, p in model.named_parameters() if (p.requires_grad if names is None else n in names)}
     batch, sizes = batch_of(data), [p.numel() for p in chosen.values()]
@@ -70,7 +70,7 @@ def exact_hessian(model: nn.Module, data: Sequence[dict[str, Tensor]], names: Se
         return torch.func.functional_call(model, weights, (), batch)["loss"]
 
     w = torch.cat([p.detach().flatten() for p in chosen.values()])
-    # Column by column in reverse mode twice: of all modes the one that every layer has
+    # Column by column, with reverse mode twice: every layer supports this mode
     point = w.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(loss(point), point, create_graph=True)
     columns = [torch.autograd.grad(g, point, retain_graph=True)[0] for g in gradient]

@@ -1,4 +1,4 @@
-"""Models whose attention has no second derivative: what is done instead is exact or said, and then undone."""
+"""Models whose attention has no second derivative. The replacement is exact or logged, and removed afterwards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sam_hf.sharpness import attention as attention_module
 
 
 @pytest.fixture
-def said(monkeypatch):
+def warnings(monkeypatch):
     lines = []
     monkeypatch.setattr(attention_module.logger, "warning", lines.append)
     return lines
@@ -24,9 +24,9 @@ def random_vector(oracle):
     return torch.randn(oracle.dimension, dtype=oracle.dtype, generator=torch.Generator().manual_seed(0))
 
 
-def test_sdpa_becomes_eager_and_is_put_back(said):
+def test_sdpa_becomes_eager_and_is_put_back(warnings):
     data, model = sentences(5), bert(attn_implementation="sdpa")
-    # Padding: the two implementations get their masks in different forms
+    # With padding, since the two implementations take their masks in different forms
     data[0]["attention_mask"] = torch.tensor([1, 1, 1, 0, 0, 0])
     oracle = oracle_of(model, data, 2)
     during = []
@@ -36,22 +36,24 @@ def test_sdpa_becomes_eager_and_is_put_back(said):
     assert model.config._attn_implementation == "sdpa"
     exact = exact_hessian(bert(attn_implementation="eager"), data)
     torch.testing.assert_close(product, exact @ random_vector(oracle), rtol=1e-8, atol=1e-10)
-    assert len(said) == 1 and "the eager attention implementation" in said[0] and "not implemented" in said[0]
+    assert (
+        len(warnings) == 1 and "the eager attention implementation" in warnings[0] and "not implemented" in warnings[0]
+    )
     oracle.hvp(random_vector(oracle))
-    assert len(said) == 1  # once
+    assert len(warnings) == 1  # logged only once
     during.clear()
     oracle.gradient()
-    assert set(during) == {"sdpa"}  # which first derivatives have
+    assert set(during) == {"sdpa"}  # it has first derivatives
 
 
-def test_eager_is_left_as_it_is(said):
+def test_eager_is_left_as_it_is(warnings):
     oracle = oracle_of(bert(attn_implementation="eager"), sentences(4))
     oracle.hvp(random_vector(oracle))
-    assert not said
+    assert not warnings
 
 
 class SelfAttention(nn.Module):
-    """Calls torch's fused attention itself, as timm's models do."""
+    """Attention that calls torch's fused kernel directly, as timm's models do."""
 
     def forward(self, x):
         heads = x.view(1, 1, len(x), 6)
@@ -63,11 +65,11 @@ class Unfused(nn.Module):
         return torch.softmax(x @ x.T / 6**0.5, -1) @ x
 
 
-def test_a_model_that_calls_torchs_kernel_itself(said):
+def test_a_model_that_calls_torchs_kernel_itself(warnings):
     oracle = oracle_of(perceptron(SelfAttention), points(8), size=8)
     matrix = whole_matrix(oracle)
     torch.testing.assert_close(matrix, exact_hessian(perceptron(Unfused), points(8)), rtol=1e-8, atol=1e-12)
-    assert len(said) == 1 and "unfused" in said[0]
+    assert len(warnings) == 1 and "unfused" in warnings[0]
 
 
 class Once(torch.autograd.Function):
@@ -82,17 +84,17 @@ class Once(torch.autograd.Function):
         return gradient * (1 - torch.tanh(ctx.saved_tensors[0]) ** 2)
 
 
-def test_finite_differences_where_nothing_else_is_left(said):
+def test_finite_differences_where_nothing_else_is_left(warnings):
     oracle = oracle_of(perceptron(lambda: Applied(Once)))
     exact = exact_hessian(perceptron(nn.Tanh), points(10))
     torch.testing.assert_close(whole_matrix(oracle), exact, rtol=0, atol=1e-8)
-    assert len(said) == 1 and "finite differences" in said[0] and "autograd.Function" in said[0]
+    assert len(warnings) == 1 and "finite differences" in warnings[0] and "autograd.Function" in warnings[0]
     with pytest.raises(RuntimeError, match=r'cannot be differentiated twice .* Use product="finite_difference"'):
         whole_matrix(oracle_of(perceptron(lambda: Applied(Once)), product="double_backward"))
 
 
 class Silent(torch.autograd.Function):
-    """A right gradient that has none itself, as kernels give it."""
+    """A function whose gradient is right but has no gradient itself, as with kernels."""
 
     @staticmethod
     def forward(ctx, x):
@@ -104,7 +106,7 @@ class Silent(torch.autograd.Function):
 
 
 class IntoBuffer(Silent):
-    """Its backward cannot even be recorded: TRL's chunked loss writes into a buffer there."""
+    """A function whose backward cannot be recorded: TRL's chunked loss writes into a buffer there."""
 
     @staticmethod
     def backward(ctx, gradient):
@@ -131,34 +133,34 @@ class Applied(nn.Module):
         return self.function.apply(x)
 
 
-def test_a_backward_that_cannot_be_recorded(said):
+def test_a_backward_that_cannot_be_recorded(warnings):
     v = random_vector(oracle_of(perceptron()))
     product = oracle_of(perceptron(lambda: Applied(IntoBuffer))).hvp(v)
     torch.testing.assert_close(product, exact_hessian(perceptron(), points(10)) @ v, rtol=1e-6, atol=1e-8)
-    assert len(said) == 1 and "finite differences" in said[0] and "automatic differentiation" in said[0]
+    assert len(warnings) == 1 and "finite differences" in warnings[0] and "automatic differentiation" in warnings[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_functions_that_drop_out_of_the_second_derivative_are_found_out(said, dtype):
+def test_functions_that_drop_out_of_the_second_derivative_are_found_out(warnings, dtype):
     data = points(10, dtype)
     oracle = oracle_of(perceptron(lambda: Applied(Silent)).to(dtype), data)
     exact = exact_hessian(perceptron().to(dtype), data)
     v = random_vector(oracle)
     tolerance = 1e-2 if dtype == torch.float32 else 1e-6
     assert float((oracle.hvp(v) - exact @ v).norm() / (exact @ v).norm()) < tolerance
-    assert len(said) == 1 and "finite differences" in said[0]
+    assert len(warnings) == 1 and "finite differences" in warnings[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_functions_that_do_not_are_differentiated_twice(said, dtype):
+def test_functions_that_do_not_are_differentiated_twice(warnings, dtype):
     data = points(10, dtype)
     oracle = oracle_of(perceptron(lambda: Applied(Twice)).to(dtype), data)
     exact = exact_hessian(perceptron(nn.Tanh).to(dtype), data)
     torch.testing.assert_close(whole_matrix(oracle), exact, rtol=1e-5, atol=1e-7)
-    assert not said
+    assert not warnings
 
 
-def test_kernels_of_third_parties_are_not_tried(said):
+def test_kernels_of_third_parties_are_not_tried(warnings):
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -174,17 +176,17 @@ def test_kernels_of_third_parties_are_not_tried(said):
     exact = exact_hessian(bert(attn_implementation="eager"), sentences(4))
     torch.testing.assert_close(oracle.hvp(random_vector(oracle)), exact @ random_vector(oracle), rtol=1e-8, atol=1e-9)
     assert model.config._attn_implementation == "silent"
-    assert len(said) == 1 and "eager" in said[0]
+    assert len(warnings) == 1 and "eager" in warnings[0]
 
 
-def test_errors_of_the_model_are_not_taken_for_missing_derivatives(said):
+def test_errors_of_the_model_are_not_taken_for_missing_derivatives(warnings):
     with pytest.raises(RuntimeError, match="shapes"):
         whole_matrix(oracle_of(perceptron(lambda: nn.Linear(7, 6)).double()))
-    assert not said
+    assert not warnings
 
 
 def test_parts_with_attention_of_their_own():
-    """A model of models: each part gets its own back."""
+    """In a model of models, each part has its own attention again afterwards."""
     from transformers import BertConfig, EncoderDecoderConfig, EncoderDecoderModel
 
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}

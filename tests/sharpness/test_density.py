@@ -20,7 +20,7 @@ def exact_moment(matrix, power):
 
 @pytest.mark.parametrize("max_vectors", [2, 5, 20])
 def test_moments_of_a_small_network(max_vectors):
-    """Whatever the memory: with orthogonal probes, and a quadrature that is exact to degree 2·10 − 1."""
+    """The moments do not depend on the memory, with orthogonal probes and a quadrature exact to degree 2·10 − 1."""
     data = points(12)
     matrix = exact_hessian(perceptron(), data)
     oracle = oracle_of(perceptron(), data, 5)
@@ -55,10 +55,10 @@ def test_random_probes_are_within_their_error():
 
 
 def test_many_steps_in_little_memory():
-    """Steps beyond the stored vectors leave copies of eigenvalues, and the measure as it is."""
+    """Steps beyond the stored vectors produce copies of eigenvalues, and leave the measure unchanged."""
     spectrum = [50.0, 20.0, *torch.linspace(-1, 1, 58).tolist()]
     probe = torch.randn(1, 60, generator=torch.Generator().manual_seed(8))
-    # In float32, whose rounding loses orthogonality early
+    # In float32, where rounding destroys orthogonality early
     oracle = quadratic(spectrum)
     oracle.model.float()
     oracle = type(oracle)(oracle.model, [{"b": torch.zeros(1, 60)}], disable_tqdm=True)
@@ -75,7 +75,7 @@ def test_density_integrates_to_one_and_shows_the_eigenvalues():
     spectrum = [9.0] * 10 + [0.0] * 30
     oracle = quadratic(spectrum)
     density = hessian_spectral_density(oracle, probes=orthogonal(40), steps=30)
-    assert (density.weights.sum(1) - 1).abs().max() < 1e-12  # rows that ended after two steps included
+    assert (density.weights.sum(1) - 1).abs().max() < 1e-12  # also for rows that ended after two steps
     grid = torch.linspace(-3, 12, 3000, dtype=torch.float64)
     values = density.density(grid, sigma=0.3)
     assert float(torch.trapezoid(values, grid)) == pytest.approx(1, abs=1e-6)
@@ -97,7 +97,7 @@ def test_a_hessian_of_zero():
         ({"probes": 0}, "probes=0"),
         ({"steps": 0}, "steps=0"),
         ({"max_vectors": 1}, "max_vectors=1"),
-        ({"probes": torch.ones(2, 9)}, r"probes of shape \(2, 9\): \(n, 10\)"),
+        ({"probes": torch.ones(2, 9)}, r"probes.shape=\(2, 9\) is not allowed: it must be \(n, 10\)"),
     ],
     ids=lambda value: str(value)[:25],
 )

@@ -1,4 +1,4 @@
-"""Graphs kept between products: the same products, bounded memory, and none of other weights."""
+"""Graphs kept between products: the products are the same, the memory is bounded, old weights are not used."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import torch
 from exact import exact_hessian, oracle_of
 from tiny import bert, perceptron, points, sentences
 
-from sam_hf.sharpness import hessian_eigenvalues
-from sam_hf.sharpness import oracle as oracle_module
+from sam_hf.sharpness import LossOracle, hessian_eigenvalues
 
 
 @pytest.mark.parametrize("make, data", [(perceptron, points), (bert, sentences)], ids=["perceptron", "bert"])
@@ -21,17 +20,17 @@ def test_products_are_the_same_bit_for_bit(make, data):
 
 
 def passes_forward(oracle, monkeypatch, products: int) -> list[int]:
-    """How many batches each of some products goes through the model for."""
+    """Return the number of batches that pass through the model in each of several products."""
     counts = []
-    own = oracle_module.LossOracle.value
+    own = LossOracle.batch_loss
 
     def counted(self, batch):
         counts[-1] += 1
         return own(self, batch)
 
     vector = torch.ones(oracle.dimension, dtype=torch.float64)
-    oracle.hvp(vector)  # finds out about the attention
-    monkeypatch.setattr(oracle_module.LossOracle, "value", counted)
+    oracle.hvp(vector)  # the first product tries the attention
+    monkeypatch.setattr(LossOracle, "batch_loss", counted)
     with oracle.measuring():
         for _ in range(products):
             counts.append(0)
@@ -44,7 +43,7 @@ def test_only_as_many_as_fit(monkeypatch):
     with one.measuring():
         one.hvp(torch.ones(one.dimension, dtype=torch.float64))
         whole = one._graphs.bytes
-    assert one._graphs.bytes == 0  # let go at the end
+    assert one._graphs.bytes == 0  # freed at the end
     everything = oracle_of(perceptron(), graph_memory=1)
     half = oracle_of(perceptron(), graph_memory=whole * 0.7 / 2**30)
     assert passes_forward(everything, monkeypatch, 3) == [3, 0, 0]

@@ -60,7 +60,7 @@ def test_eigenvalues_of_small_networks(name, max_vectors):
     assert found.converged
     torch.testing.assert_close(found.values, exact, rtol=1e-6, atol=0)
     assert found.ratio() == pytest.approx(float(exact[0] / exact[4]), rel=1e-6)
-    # The residual bounds the distance to an eigenvalue
+    # The residual is an upper bound of the distance to an eigenvalue
     assert ((found.values - exact).abs() <= found.residuals + 1e-12).all()
 
 
@@ -135,35 +135,35 @@ def test_curvlinops_agrees():
     torch.testing.assert_close(found, torch.tensor(expected).flip(0), rtol=1e-6, atol=0)
 
 
-def test_memory_is_bounded_and_said_beforehand(monkeypatch):
-    """However many products there are, the vectors stored are those that were announced."""
-    said, allocated = [], []
-    monkeypatch.setattr(krylov_module.logger, "info", said.append)
+def test_memory_is_bounded_and_logged_beforehand(monkeypatch):
+    """Only the vectors that were announced are stored, whatever the number of products."""
+    messages, allocated = [], []
+    monkeypatch.setattr(krylov_module.logger, "info", messages.append)
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *size, **options: allocated.append(size) or empty(*size, **options))
     oracle = quadratic(range(1, 61))
     calls, product = [], oracle.hvp
-    monkeypatch.setattr(oracle, "hvp", lambda v: calls.append(len(said)) or product(v))
+    monkeypatch.setattr(oracle, "hvp", lambda v: calls.append(len(messages)) or product(v))
     found = hessian_eigenvalues(oracle, 2, max_vectors=5, max_products=1000)
     assert found.products == len(calls) > 20
     assert [size for size in allocated if size[-1] == 60] == [(5, 60)]
-    assert len(said) == 1 and "5 vectors" in said[0] and calls[0] == 1
+    assert len(messages) == 1 and "5 vectors" in messages[0] and calls[0] == 1
 
 
 def test_default_memory_fits_a_hundred_million_parameters(monkeypatch):
-    """Of the vectors alone: beside them there are the weights, and four vectors in a product."""
+    """In addition to the vectors there are the weights, and four vectors in a product."""
     large, small = (SimpleNamespace(dimension=int(size), dtype=torch.float32) for size in (100e6, 1e6))
     vectors = hessian_module._affordable(large, 5)
     assert vectors >= 7 and (vectors + 1 + 4) * 100e6 * 4 < 7 * 2**30
     assert hessian_module._affordable(small, 5) == 40  # no restart where there is room
 
 
-def test_what_has_not_converged_is_said(monkeypatch):
-    said = []
-    monkeypatch.setattr(hessian_module.logger, "warning", said.append)
+def test_missing_convergence_is_logged(monkeypatch):
+    messages = []
+    monkeypatch.setattr(hessian_module.logger, "warning", messages.append)
     found = hessian_eigenvalues(quadratic(range(1, 61)), 5, max_products=8)
     assert not found.converged and found.products == 8
-    assert len(said) == 1 and "not all converged after 8 products" in said[0]
+    assert len(messages) == 1 and "not all converged after 8 products" in messages[0]
     assert (found.residuals > 1e-4 * found.values).any()
 
 
@@ -179,7 +179,7 @@ def test_a_loss_that_overflows():
     ("options", "message"),
     [
         ({"k": 0}, "k=0"),
-        ({"k": 11}, "k=11: a number from 1 to 10"),
+        ({"k": 11}, "k=11 is not allowed: it must be a number from 1 to 10"),
         ({"k": 3, "max_vectors": 4}, "max_vectors=4"),
         ({"k": 5, "max_products": 4}, "max_products=4"),
     ],
@@ -188,7 +188,7 @@ def test_a_loss_that_overflows():
 def test_refused(options, message):
     with pytest.raises(ValueError, match=message):
         hessian_eigenvalues(quadratic(range(10)), **options)
-    with pytest.raises(ValueError, match="to=5: a number from 1 to 2"):
+    with pytest.raises(ValueError, match="to=5 is not allowed: it must be a number from 1 to 2"):
         hessian_eigenvalues(quadratic(range(10)), 2).ratio()
 
 
@@ -197,7 +197,7 @@ def test_refused(options, message):
 
 @pytest.mark.parametrize(("sketch", "probes"), [(0, 64), (8, 32)])
 def test_trace_is_within_its_error_bar(sketch, probes):
-    """Of 40 seeds, about as many within two standard errors, and within half a one, as there must be."""
+    """Over 40 seeds, about the expected numbers are within two standard errors and within half of one."""
     data = points(12)
     exact = float(exact_hessian(perceptron(), data).trace())
     errors = []
@@ -210,7 +210,7 @@ def test_trace_is_within_its_error_bar(sketch, probes):
 
 
 def test_a_sketch_is_worth_its_products():
-    """Of a spectrum with outliers, the error at the same number of products is far smaller than Hutchinson's."""
+    """For a spectrum with outliers, the error at the same number of products is far below Hutchinson's."""
     spectrum = [100.0, 60.0, 30.0] + [0.1] * 57
     plus = hessian_trace(quadratic(spectrum), sketch=5, probes=10)
     plain = hessian_trace(quadratic(spectrum), sketch=0, probes=20)
@@ -227,7 +227,7 @@ def test_a_sketch_of_the_whole_range_is_exact(spectrum):
 
 
 def test_trace_of_a_diagonal_matrix_takes_one_probe():
-    """Probes are of signs: zᵀ D z = tr D."""
+    """The probes are vectors of signs, for which zᵀ D z = tr D."""
     oracle = quadratic(range(10))
     oracle.model.matrix.copy_(torch.diag(torch.arange(10.0)))
     assert hessian_trace(oracle, sketch=0, probes=2).samples.tolist() == pytest.approx([45.0, 45.0])

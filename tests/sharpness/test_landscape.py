@@ -86,7 +86,7 @@ def test_filters_have_the_norms_of_the_models_own():
 
 
 def test_slices_do_not_see_the_scale_of_filters():
-    """Filters before a ReLU made ten times as large, and the next layer's columns as much smaller: the same slice."""
+    """Filters before a ReLU are scaled by ten and the next layer's columns by a tenth: the slice is the same."""
 
     def pair(scale):
         torch.manual_seed(0)
@@ -111,7 +111,7 @@ def test_slices_do_not_see_the_scale_of_filters():
 
 
 def test_directions_are_shared_between_models():
-    """Of the same architecture, whatever else is trained; other seeds give others."""
+    """Models of one architecture share them, whichever parameters are trained. Other seeds give other directions."""
     one, other = oracle_of(perceptron()), oracle_of(perceptron().float(), points(10, torch.float32))
     directions = random_directions(one, 2, seed=3)
     torch.testing.assert_close(directions.float(), random_directions(other, 2, seed=3))
@@ -135,7 +135,7 @@ def trained_elsewhere(model):
 
 
 def test_between_two_checkpoints():
-    """Both ends are the checkpoints, frozen parameters and BatchNorm's statistics included."""
+    """Both ends are the checkpoints, including frozen parameters and BatchNorm's statistics."""
     model = perceptron(lambda: nn.BatchNorm1d(6))
     model.first.weight.requires_grad_(False)
     other = trained_elsewhere(model)
@@ -203,9 +203,15 @@ def test_adapters_of_one_base_model():
     ("call", "message"),
     [
         (lambda oracle: loss_between(oracle, {}, [0.0]), "first.weight has shape .* it is missing there"),
-        (lambda oracle: direction_between(oracle, {"first.weight": torch.zeros(2)}), "shape .2,. there"),
-        (lambda oracle: loss_surface(oracle, torch.zeros(2, 3), [0.0], [0.0]), r"directions of shape \(2, 3\)"),
-        (lambda oracle: loss_surface(oracle, random_directions(oracle, 1), [0.0], [1.0]), "without a second"),
+        (lambda oracle: direction_between(oracle, {"first.weight": torch.zeros(2)}), "it has shape .2,. there"),
+        (
+            lambda oracle: loss_surface(oracle, torch.zeros(2, 3), [0.0], [0.0]),
+            r"directions.shape=\(2, 3\) is not allowed",
+        ),
+        (
+            lambda oracle: loss_surface(oracle, random_directions(oracle, 1), [0.0], [1.0]),
+            "betas=.1.0. is not allowed: .* without a second",
+        ),
         (lambda oracle: random_directions(oracle, 0), "count=0"),
     ],
 )

@@ -19,7 +19,7 @@ SPECTRUM = [5.0, 3.0, 1.0, 1.0, 0.5, 0.5, 0.2, 0.1, 0.0, -1.0]
 
 
 def gradients(oracle, m):
-    """∇L_B(w) of every group of m examples, on the quadratic."""
+    """Return ∇L_B(w) of every group of m examples, on the quadratic."""
     rows = torch.cat([batch["b"] for batch in oracle.batches])
     w, matrix = oracle.model.w(), oracle.model.matrix
     return [matrix @ w + part.mean(0) for part in rows.split(m)], [len(part) for part in rows.split(m)]
@@ -28,7 +28,7 @@ def gradients(oracle, m):
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 6])
 @pytest.mark.parametrize("p", [2, INF])
 def test_m_sharpness_of_a_quadratic(p, m):
-    """p = 2: ρ‖g‖ + ρ²/2 gᵀAg/‖g‖²; p = ∞: ρ‖g‖₁ + ρ²/2 sᵀAs with s = sign(g). For any m, over batches of 2."""
+    """p = 2: ρ‖g‖ + ρ²/2 gᵀAg/‖g‖²; p = ∞: ρ‖g‖₁ + ρ²/2 sᵀAs with s = sign(g). For any m and batches of 2."""
     rho, oracle = 0.3, quadratic(SPECTRUM)
     matrix = oracle.model.matrix
     found = m_sharpness(oracle, rho, m=m, p=p)
@@ -47,7 +47,7 @@ def test_m_sharpness_of_a_quadratic(p, m):
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("m", [2, 5])
 def test_the_perturbed_loss_is_the_one_that_training_would_see(m, steps):
-    """The naive reference of SAM itself, on a network in evaluation mode."""
+    """It equals the naive reference of SAM itself, on a network in evaluation mode."""
     data, model = points(10), perceptron()
     found = m_sharpness(oracle_of(model, data, 5), 0.2, m=m, ascent_steps=steps)
     for index in range(10 // m):
@@ -64,7 +64,7 @@ def test_more_ascent_steps_find_a_worse_point():
 
 
 def test_it_is_what_training_logs(tmp_path):
-    """`sam_sharpness` of an update at the same weights, on the same examples."""
+    """It equals the `sam_sharpness` of an update at the same weights, on the same examples."""
     data = points(8)
     trainer = trainer_of(perceptron(), data, tmp_path, per_device_train_batch_size=8, max_steps=1, sam_rho=0.2)
     oracle = LossOracle(perceptron(), batches_of(data, 8))
@@ -155,5 +155,5 @@ def test_refused(options):
 
 def test_batches_that_cannot_be_cut():
     packed = [{"x": batch_of(points(4))["x"], "labels": batch_of(points(4))["labels"], "lengths": torch.ones(2)}]
-    with pytest.raises(ValueError, match="m=3 asks for a part of a batch"):
+    with pytest.raises(ValueError, match="m=3 needs a part of a batch"):
         m_sharpness(LossOracle(perceptron(), packed), m=3)

@@ -21,10 +21,10 @@ def flat_gradient(model, data):
 @pytest.mark.parametrize("size", [10, 4, 3, 1])
 @pytest.mark.parametrize("middle", [None, lambda: nn.BatchNorm1d(6)], ids=["plain", "batch norm"])
 def test_several_batches_are_one_batch(middle, size):
-    """Of unequal sizes too, with dropout switched off and BatchNorm by its running statistics."""
+    """This holds for unequal sizes too. Dropout is off, and BatchNorm uses its running statistics."""
     model, data = perceptron(middle, dropout=0.5), points(10)
     if middle:
-        model.middle(torch.randn(50, 6, dtype=torch.float64))  # statistics other than those of the start
+        model.middle(torch.randn(50, 6, dtype=torch.float64))  # changes the initial statistics
     oracle = oracle_of(model, data, size)
     torch.testing.assert_close(whole_matrix(oracle), exact_hessian(model, data), rtol=1e-10, atol=1e-14)
     torch.testing.assert_close(oracle.gradient(), flat_gradient(model, data), rtol=1e-10, atol=1e-14)
@@ -37,7 +37,7 @@ def test_finite_differences_agree_with_double_backward():
     differences = whole_matrix(oracle_of(model, product="finite_difference"))
     torch.testing.assert_close(differences, exact, rtol=0, atol=1e-8 * float(exact.norm()))
     assert not torch.equal(differences, exact)
-    # A vector's length changes the product and not the step
+    # The length of a vector changes the product but not the step
     oracle = oracle_of(model, product="finite_difference")
     v = torch.randn(oracle.dimension, dtype=torch.float64)
     torch.testing.assert_close(oracle.hvp(1e6 * v), 1e6 * oracle.hvp(v), rtol=1e-6, atol=1e-3)
@@ -55,7 +55,7 @@ def test_adapters_of_lora_alone():
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(task_type="SEQ_CLS", r=1, target_modules=["query"], init_lora_weights=False)
     torch.manual_seed(0)
-    # One that does not train the classifier
+    # The classifier is not trained
     config.modules_to_save = []
     model = peft.get_peft_model(bert(attn_implementation="sdpa"), config).double()
     data = sentences(5)
@@ -64,6 +64,26 @@ def test_adapters_of_lora_alone():
     eager = peft.get_peft_model(bert(attn_implementation="eager"), config).double()
     eager.load_state_dict(model.state_dict())
     torch.testing.assert_close(whole_matrix(oracle), exact_hessian(eager, data), rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        torch.compile,
+        nn.DataParallel,
+        lambda m: torch.compile(nn.DataParallel(m)),
+        lambda m: nn.DataParallel(torch.compile(m)),
+    ],
+    ids=["compiled", "parallel", "compiled after", "compiled before"],
+)
+def test_wrappers_are_removed(wrap):
+    """DataParallel stands for DDP here, which needs a process group."""
+    model = perceptron()
+    wrapped = wrap(model)
+    names = list(wrapped.state_dict())
+    oracle = oracle_of(wrapped)
+    assert oracle.model is model and list(oracle.parameters) == list(dict(model.named_parameters()))
+    assert list(wrapped.state_dict()) == names  # the wrapper itself is as it was
 
 
 def test_chosen_parameters():
@@ -75,7 +95,7 @@ def test_chosen_parameters():
     )
     assert not model.second.weight.requires_grad
     assert "second.weight" not in oracle_of(model, data).parameters
-    with pytest.raises(ValueError, match="none of the model"):
+    with pytest.raises(ValueError, match=r"has no parameter 'third\.weight'"):
         oracle_of(model, data, parameters=["third.weight"])
 
 
@@ -114,7 +134,7 @@ def test_products_of_several_vectors():
     vectors = torch.randn(3, 10, dtype=torch.float64)
     torch.testing.assert_close(oracle.hvp(vectors), vectors @ oracle.model.matrix)
     torch.testing.assert_close(oracle.hvp(vectors)[1], oracle.hvp(vectors[1]))
-    with pytest.raises(ValueError, match=r"vectors of shape \(9,\): \(10,\) or \(k, 10\)"):
+    with pytest.raises(ValueError, match=r"vectors.shape=\(9,\) is not allowed: it must be \(10,\) or \(k, 10\)"):
         oracle.hvp(torch.ones(9, dtype=torch.float64))
 
 
@@ -132,7 +152,7 @@ def test_max_examples_are_drawn_under_the_seed():
     assert not torch.equal(first, drawn(max_examples=10, seed=1))
     rows = {tuple(row.tolist()) for row in first}
     assert len(rows) == 10 and rows <= {tuple(e["x"].tolist()) for e in data}
-    assert not torch.equal(first, torch.stack([e["x"] for e in data[:10]]))  # and not simply the first
+    assert not torch.equal(first, torch.stack([e["x"] for e in data[:10]]))  # not just the first ones
     assert len(drawn(max_examples=100)) == 40
 
 
@@ -144,7 +164,7 @@ def test_max_examples_of_any_iterable_are_its_first():
 
 
 def test_a_shuffling_loader_is_read_once():
-    """All products are of one matrix, whatever order and augmentation another reading would give."""
+    """All products use one matrix, although another reading would give another order and augmentation."""
 
     class Noisy(torch.utils.data.Dataset):
         def __len__(self):
@@ -171,7 +191,7 @@ def test_what_the_forward_pass_draws_is_the_same_in_every_pass():
 
 @pytest.mark.parametrize("compute_loss", [None, summed_cross_entropy], ids=["model's loss", "compute_loss_func"])
 def test_the_loss_of_trainer(tmp_path, compute_loss):
-    """It is what Trainer's own evaluation reports."""
+    """It equals what Trainer's own evaluation reports."""
     data = points(10)
     trainer = trainer_of(
         perceptron(),
@@ -217,7 +237,7 @@ def test_a_loss_of_ones_own():
         ({"model": perceptron().requires_grad_(False)}, "none has requires_grad"),
         ({"dataloader": []}, "no example"),
         ({"max_examples": 0}, "max_examples=0"),
-        ({"product": "exact"}, "product='exact': one of auto"),
+        ({"product": "exact"}, "product='exact' is not allowed: it must be one of auto"),
         ({"finite_difference_step": 0.0}, "finite_difference_step=0.0"),
     ],
     ids=lambda value: str(value)[:30],

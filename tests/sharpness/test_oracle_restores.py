@@ -1,4 +1,4 @@
-"""A measurement leaves nothing behind: weights, buffers, gradients, modes and random numbers, after exceptions too."""
+"""A measurement changes no weights, buffers, gradients, modes or random number generators, even after exceptions."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Failure(Exception):
 
 
 class Meddling(nn.Module):
-    """Writes to its buffers in evaluation mode too, in place and anew, draws from every generator, and may fail."""
+    """A module that changes and replaces its buffers in evaluation mode, draws from every generator, and may fail."""
 
     def __init__(self):
         super().__init__()
@@ -85,7 +85,7 @@ def state_of(model):
 def prepared(middle=Meddling):
     model = perceptron(middle, dropout=0.5)
     model.first.bias.requires_grad_(False)
-    model.dropout.eval()  # a mode of its own
+    model.dropout.eval()  # not the mode of its parent
     model.second.weight.grad = torch.ones_like(model.second.weight)
     return model
 
@@ -100,7 +100,7 @@ def test_nothing_is_left_behind(name, fails_after, product):
         model.middle.fails_after = fails_after
     values, state, random_state = snapshot(model), state_of(model), RandomState()
     buffer, gradient = model.middle.last, model.second.weight.grad
-    if fails_after and name != "direction between":  # which makes no pass
+    if fails_after and name != "direction between":  # this one makes no pass
         with pytest.raises(Failure):
             MEASUREMENTS[name](oracle)
     else:
@@ -114,7 +114,7 @@ def test_nothing_is_left_behind(name, fails_after, product):
 @pytest.mark.parametrize("name", MEASUREMENTS)
 def test_the_same_under_the_same_seed(name):
     def measured(**options):
-        torch.manual_seed(random.randrange(1000))  # of no influence
+        torch.manual_seed(random.randrange(1000))  # has no influence
         result = MEASUREMENTS[name](oracle_of(prepared(), points(10), **options))
         return result if isinstance(result, (float, torch.Tensor)) else vars(result)
 
@@ -140,7 +140,7 @@ def test_attention_is_put_back_after_an_exception():
 
 
 def test_mixed_precision_is_left_out(tmp_path):
-    """Neither the autocast that accelerate puts into `forward` nor one around the call rounds what is measured."""
+    """No autocast affects the results: neither accelerate's in `forward` nor one around the call."""
     data = points(8, torch.float32)
     trainer = trainer_of(perceptron().float(), data, tmp_path, bf16=True, max_steps=1, learning_rate=0.0)
     trainer.train()
@@ -157,7 +157,7 @@ def test_mixed_precision_is_left_out(tmp_path):
 
 
 def test_training_goes_on_as_if_nothing_had_been_measured(tmp_path):
-    """In the middle of a run, from a callback."""
+    """The measurement is made by a callback in the middle of a run."""
     run = {"optim": "adamw_torch", "learning_rate": 0.01, "sam_rho": 0.1, "gradient_accumulation_steps": 2}
     data = points(32)
     plain = perceptron(lambda: nn.BatchNorm1d(6), dropout=0.3)
@@ -171,7 +171,7 @@ def test_training_goes_on_as_if_nothing_had_been_measured(tmp_path):
         found.append(hessian_eigenvalues(oracle, 1).values.item() + m_sharpness(oracle).mean)
 
     trained(measured, data, tmp_path, callbacks=[Watch(measure)], **run)
-    assert len(set(found)) > 6  # and it followed the weights
+    assert len(set(found)) > 6  # and the results followed the weights
     assert_same(snapshot(measured), snapshot(plain))
 
 

@@ -1,4 +1,4 @@
-"""Sharpness at every evaluation: the right numbers, everywhere that metrics go."""
+"""Sharpness at every evaluation: the numbers are right and reach every place where metrics go."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_lambda_max_and_m_sharpness_are_exact_at_each_evaluation(tmp_path, train
 
 
 def rise_by_hand(model, data, rho, m):
-    """Mean over groups of m of L(w + ρ g/‖g‖) − L(w)."""
+    """Return the mean over groups of m examples of L(w + ρ g/‖g‖) − L(w)."""
     rises = []
     for start in range(0, len(data), m):
         batch = {key: torch.stack([e[key] for e in data[start : start + m]]) for key in data[0]}
@@ -79,7 +79,7 @@ def test_the_dataset_can_be_another(tmp_path):
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_worker_that_stays_serves_no_other_dataset(tmp_path, first):
-    """Trainer keeps the evaluation's loader then, and hands it out whatever it is asked for."""
+    """With persistent workers, Trainer keeps the evaluation loader and returns it for every dataset."""
     options = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
     trainer = built(tmp_path, **options)
     if not first:
@@ -117,7 +117,7 @@ class Tracker(TrainerCallback):
 
 
 class Copying:
-    """As sentence-transformers' trainer, whose `log` hands on a copy."""
+    """A trainer whose `log` passes on a copy, as sentence-transformers' trainer does."""
 
     def log(self, logs, *args, **kwargs):
         super().log(dict(logs), *args, **kwargs)
@@ -127,7 +127,7 @@ class Copying:
 def test_trackers_history_and_return_value(tmp_path, copies):
     tracker = Tracker()
     trainer_class = type("CopyingTrainer", (Copying, SAMTrainer), {}) if copies else SAMTrainer
-    # The tracker is there first, as those of `report_to` are
+    # The tracker is added first, as those of `report_to` are
     trainer = trainer_of(
         perceptron(),
         points(32),
@@ -166,7 +166,7 @@ def test_the_best_model_can_be_the_flattest(tmp_path):
     assert best != max(values, key=values.get)
     assert trainer.state.best_metric == values[best]
     assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
-    # Loaded at the end, and measured anew though the update is the last one's
+    # The best model is loaded at the end and measured again, although no update was made since the last evaluation
     assert trainer.evaluate()["eval_sharpness_lambda_max"] == pytest.approx(values[best], rel=1e-6)
     state = json.loads((tmp_path / "checkpoint-8" / "trainer_state.json").read_text())
     assert [e["eval_sharpness_lambda_max"] for e in state["log_history"] if "eval_loss" in e] == list(values.values())
@@ -206,6 +206,6 @@ def test_the_argument_is_the_callback(tmp_path):
         assert of_argument[name] == of_callback[name]
     assert not of_sharpness(built(tmp_path, **options).evaluate())
     assert not of_sharpness(built(tmp_path, sam_method="none").evaluate())
-    # The user's own callback is not doubled
+    # No second callback is added to the user's own
     own = built(tmp_path, SharpnessCallback(), sharpness_every_eval=True)
     assert sum(isinstance(c, SharpnessCallback) for c in own.callback_handler.callbacks) == 1

@@ -1,4 +1,4 @@
-"""Training that measures sharpness at its evaluations is the training that does not, bit for bit."""
+"""Training with sharpness at evaluations is the same as training without, bit for bit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def lora():
 
 
 class Draws(nn.Module):
-    """Dropout by hand, from every generator there is, in evaluation too."""
+    """Dropout that draws from every generator, also in evaluation mode."""
 
     def forward(self, x):
         return x * (1 + 0.1 * random.random() + 0.1 * np.random.rand() + 0.1 * torch.rand(()).to(x))

@@ -1,4 +1,4 @@
-"""What sharpness cannot be measured on at evaluations is refused before training begins."""
+"""A run in which sharpness cannot be measured at evaluations is refused before training begins."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Stream(IterableDataset):
 
 
 def test_a_stream_or_nothing_to_measure_on(tmp_path):
-    for data, said in ((Stream(), "Stream without a length"), (None, "None")):
-        with pytest.raises(ValueError, match=f"train_dataset, which is (a )?{said}"):
+    for data, given in ((Stream(), "Stream without a length"), (None, "None")):
+        with pytest.raises(ValueError, match=f"train_dataset, which is (a )?{given}"):
             trainer_of(perceptron(), data, tmp_path, callbacks=[SharpnessCallback()], eval_dataset=points(8))
     trainer = trainer_of(
         perceptron(), Stream(), tmp_path, callbacks=[SharpnessCallback(points(8))], eval_dataset=points(8), **STEPS
@@ -44,7 +44,7 @@ def test_sharded_weights(tmp_path, kind):
         SharpnessCallback().add_to(trainer)
 
 
-def test_a_model_that_comes_to_be_unfit(tmp_path):
+def test_a_model_that_is_rounded_later(tmp_path):
     trainer = built(tmp_path, SharpnessCallback())
     trainer.model.bfloat16()
     with pytest.raises(ValueError, match="bfloat16"):

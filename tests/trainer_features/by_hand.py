@@ -1,4 +1,4 @@
-"""A SAM loop in plain torch around a given optimizer and scheduler: what Trainer's features must amount to."""
+"""A SAM loop in plain torch around a given optimizer and scheduler, with which Trainer's features must agree."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback
 
 Batch = dict[str, Tensor]
-# `(model, batch, window)` → what the micro-batch adds to the loss of its window
+# A function of a model, a batch and its window that returns what the micro-batch adds to the loss of the window
 Loss = Callable[[nn.Module, Batch, list[Batch]], Tensor]
 
 
 @dataclass
 class Update:
-    """What one update saw, and what Trainer should have logged of it."""
+    """The values of one update, which Trainer must log."""
 
     loss: float
     perturbed_loss: float
@@ -29,8 +29,13 @@ class Update:
 
 
 def mean_of_means(model: nn.Module, batch: Batch, window: list[Batch]) -> Tensor:
-    """What Trainer makes of a model that returns the mean over each micro-batch."""
+    """Return what Trainer makes of a model that returns the mean over each micro-batch."""
     return model(**batch)["loss"] / len(window)
+
+
+def sum_of_means(model: nn.Module, batch: Batch, window: list[Batch]) -> Tensor:
+    """Return what Trainer makes of models that accept loss kwargs and ignore them, such as BERT's classifier."""
+    return model(**batch)["loss"]
 
 
 def collated(examples: Sequence[dict[str, Tensor]]) -> Batch:
@@ -38,7 +43,7 @@ def collated(examples: Sequence[dict[str, Tensor]]) -> Batch:
 
 
 def real_optimizer(model: nn.Module, data, output_dir, updates: int, **changes: Any):
-    """The optimizer and the scheduler that Trainer itself makes for `model`."""
+    """Return the optimizer and the scheduler that Trainer itself makes for `model`."""
     trainer = trainer_of(model, data, output_dir, **changes)
     trainer.create_optimizer_and_scheduler(num_training_steps=updates)
     return trainer.optimizer, trainer.lr_scheduler
@@ -57,9 +62,10 @@ def train_by_hand(
     after_update: Callable[[int], None] = lambda update: None,
 ) -> list[Update]:
     """
-    One update a window, on its accumulated gradient.
+    Make one update per window, on its accumulated gradient.
 
-    `random_states`: what the CPU generator is set to before each of an update's two passes.
+    Args:
+        random_states: the state that the CPU generator is set to before each of an update's two passes.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     stepped = {p for group in optimizer.param_groups for p in group["params"]}
@@ -100,7 +106,7 @@ def train_by_hand(
 
 
 class RandomStates(TrainerCallback):
-    """Keeps what the CPU generator was at the start of every update."""
+    """Keeps the state of the CPU generator at the start of every update."""
 
     def __init__(self):
         self.states: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Callbacks are called as plain Trainer calls them: every event, in order, with the same state and control."""
+"""Callbacks are called as by plain Trainer: for every event, in order, with the same state and control."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from sam_hf import SAMTrainer
 
 EVENTS = sorted(name for name in dir(TrainerCallback) if name.startswith("on_"))
-# What SAM changes: losses and weights are others, more passes are counted, and metrics are added
+# SAM changes these: losses and weights differ, more passes are counted, and metrics are added
 OF_THE_WEIGHTS = {"log_history", "total_flos", "best_metric", "best_global_step", "best_model_checkpoint"}
 
 
 class Listener(TrainerCallback):
-    """Keeps what every event was called with, as far as it does not depend on the weights."""
+    """Keeps the arguments of every event that do not depend on the weights."""
 
     def __init__(self):
         self.heard = []
@@ -71,7 +71,7 @@ def test_every_event_in_order_with_the_same_state(tmp_path, options):
     plain = listen(Trainer, tmp_path / "run", **options)
     heard = listen(SAMTrainer, tmp_path / "run", **options)
     assert [call[0] for call in heard] == [call[0] for call in plain]
-    # `on_predict` is the one event of no training run
+    # `on_predict` is the only event that no training run has
     missing = {"on_predict", "on_push_begin"} | ({"on_substep_end"} if "accumulation" not in str(options) else set())
     assert set(EVENTS) - {call[0] for call in heard} <= missing
     for call, expected in zip(heard, plain, strict=True):
@@ -79,7 +79,7 @@ def test_every_event_in_order_with_the_same_state(tmp_path, options):
 
 
 class StopAt(TrainerCallback):
-    """Sets a flag of the control at the n-th occurrence of an event."""
+    """Sets a flag of the control when an event occurs for the n-th time."""
 
     def __init__(self, event, at, flag):
         self.left, self.flag = at, flag
@@ -94,7 +94,7 @@ class StopAt(TrainerCallback):
 @pytest.mark.parametrize("flag", ["should_training_stop", "should_epoch_stop"])
 @pytest.mark.parametrize(("event", "at"), [("on_step_end", 3), ("on_substep_end", 5), ("on_step_begin", 2)])
 def test_stopping_early(tmp_path, event, at, flag):
-    """Where a callback stops an epoch or the training, SAM stops too, in mid-window with the weights at w."""
+    """If a callback stops an epoch or the training, SAM stops too, also within a window, with the weights at w."""
     options = {
         "gradient_accumulation_steps": 3,
         "max_steps": -1,
@@ -123,7 +123,7 @@ def test_stopping_early(tmp_path, event, at, flag):
     assert seen == plain_seen
     assert trainer.state.global_step == plain.state.global_step
     assert [call[:3] for call in listener.heard] == [call[:3] for call in plain_listener.heard]
-    # The weights are those that the last update left
+    # The weights are those after the last update
     assert torch.equal(flat(model), at_begin["last"])
     model.zero_grad()
     trainer.train()
@@ -131,8 +131,8 @@ def test_stopping_early(tmp_path, event, at, flag):
 
 
 @pytest.mark.parametrize("options", [{}, {"sam_m": 4}, {"sam_m": 8}, {"sam_m": 2}], ids=str)
-def test_gradients_of_a_window_that_a_callback_breaks_off_go_into_the_next_update(tmp_path, options):
-    """As they do in plain training, which SAM is where ρ is next to nothing."""
+def test_gradients_of_a_window_that_a_callback_ends_early_go_into_the_next_update(tmp_path, options):
+    """They do the same in plain training, which SAM equals when ρ is almost zero."""
 
     def run(trainer_class, at=3, **options):
         model = perceptron()
@@ -149,17 +149,17 @@ def test_gradients_of_a_window_that_a_callback_breaks_off_go_into_the_next_updat
 
 
 class _Remember(TrainerCallback):
-    def __init__(self, kept):
-        self.kept = kept
+    def __init__(self, weights):
+        self.weights = weights
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self.kept["last"] = flat(model)
+        self.weights["last"] = flat(model)
 
     on_step_end = on_train_begin
 
 
 def test_early_stopping_and_the_best_model(tmp_path):
-    """The best w is what is saved, found and loaded at the end: its evaluation loss is the best that was logged."""
+    """The best w is saved, found and loaded at the end: its evaluation loss is the best that was logged."""
     saved = {}
 
     class Saved(TrainerCallback):
@@ -167,7 +167,7 @@ def test_early_stopping_and_the_best_model(tmp_path):
             saved[state.global_step] = snapshot(model)
 
     model = perceptron()
-    # Too long a step: the loss falls, then rises
+    # The step is too long: the loss falls, and then rises
     trainer = trainer_of(
         model,
         points(32),
@@ -199,7 +199,7 @@ def test_early_stopping_and_the_best_model(tmp_path):
 
 
 class LoggingLoss:
-    """Logs from inside `compute_loss`, as many overrides do."""
+    """Logs inside `compute_loss`, as many overrides do."""
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         loss = super().compute_loss(model, inputs, *args, **kwargs)
@@ -231,8 +231,8 @@ def test_what_compute_loss_logs_is_logged_once(tmp_path, options):
     assert events == plain_events
     own = [entry["own"] for entry in history if "own" in entry]
     assert len(own) == 2 * 6
-    # Of the loss at w, whose mean Trainer logs
+    # What is logged is the loss at w; Trainer logs its mean
     losses = [entry["loss"] for entry in history if "loss" in entry]
     assert losses == pytest.approx([(a + b) / 2 for a, b in zip(own[::2], own[1::2], strict=True)], rel=1e-6)
-    # At the first update w is that of plain training
+    # At the first update w is the same as in plain training
     assert own[:2] == [entry["own"] for entry in plain if "own" in entry][:2]

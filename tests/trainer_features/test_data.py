@@ -1,4 +1,4 @@
-"""SAM passes over the batches that plain Trainer makes, in its order, and counts and logs them as it does."""
+"""SAM uses the batches that plain Trainer makes, in the same order, and counts and logs them in the same way."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 import reference
 import torch
-from by_hand import RandomStates, real_optimizer, train_by_hand, training_logs
+from by_hand import RandomStates, real_optimizer, sum_of_means, train_by_hand, training_logs
 from tiny import (
     LENGTH,
     assert_same,
@@ -30,7 +30,7 @@ RHO, BATCH = 0.2, 4
 
 
 def of_several_lengths(size: int) -> list[dict]:
-    """Sentences cut to one to six words."""
+    """Return sentences that are cut to one to six words."""
     cut = [1 + (7 * i + i // 3) % LENGTH for i in range(size)]
     return [
         {key: value[:length] if value.dim() else value for key, value in example.items()}
@@ -62,7 +62,7 @@ class SizedStream(Stream):
 
 
 def recorded(trainer_class, model, data, output_dir, **options):
-    """Train, and keep the update and the batch of every forward pass."""
+    """Train, and return the trainer with the update and the batch of every forward pass."""
     passes = []
 
     class Recording(trainer_class):
@@ -85,11 +85,6 @@ def by_update(passes) -> list[list[dict[str, torch.Tensor]]]:
     return updates
 
 
-def sum_of_means(model, batch, window):
-    """What Trainer makes of models that accept loss kwargs and ignore them, as BERT's classifier does."""
-    return model(**batch)["loss"]
-
-
 SOURCES = {
     "random": {"train_sampling_strategy": "random"},
     "sequential": {"train_sampling_strategy": "sequential"},
@@ -105,7 +100,7 @@ SOURCES = {
 
 @pytest.mark.parametrize(("source", "accumulation"), [("random", 1), *((source, 3) for source in SOURCES)])
 def test_batches_of_plain_training_twice(tmp_path, source, accumulation):
-    """With dropout and shuffling, over epochs that end in a short window: both draw on the same generator."""
+    """With dropout and shuffling, which use the same generator, over epochs that end with a short window."""
     run = {
         "max_steps": -1,
         "num_train_epochs": 2,
@@ -138,7 +133,7 @@ def as_examples(windows):
 
 
 def test_stream_without_length(tmp_path):
-    """An epoch of six batches is a window of four and two left over, which Trainer adds to its next update."""
+    """An epoch of six batches is a window of four and two more batches, which Trainer adds to its next update."""
     data, updates = points(24), 3
     model, start = perceptron(), perceptron()
     options = {"max_steps": updates, "gradient_accumulation_steps": 4}
@@ -153,7 +148,7 @@ def test_stream_without_length(tmp_path):
     loss, w = loss_of(start), flat(start)
     optimizer = reference.SGD()
     for update in groups:
-        # Each window has an ε of its own; there is no step between the two of one update
+        # Each window has its own ε; there is no step between the two windows of one update
         weighted = [[e for micro in reference.mean_of_means(window) for e in micro] for window in update]
         w = optimizer.step(w, reference.sam_gradient(loss, w, weighted, RHO).gradient, 0.05)
     assert relative_difference(flat(model), w) < 1e-9
@@ -177,7 +172,7 @@ def test_input_tokens_are_counted_once(tmp_path, counted, options):
 
 
 class NotANumberOnce(SAMTrainer):
-    """The third update's loss is not a number; its gradient is, if `gradient` is true."""
+    """Makes the loss of the third update NaN, and its gradient too if `gradient` is true."""
 
     gradient = False
 
@@ -204,22 +199,22 @@ def test_logging_nan_inf_filter(tmp_path, trainer_class, filtered):
     assert finite == [math.isfinite(entry["loss"]) for entry in plain_logs] == [True, filtered]
     assert bool(flat(model).isfinite().all()) == bool(flat(plain_model).isfinite().all())
     assert bool(flat(model).isfinite().all()) == (trainer_class is NotANumberOnce)
-    # ε needs a finite gradient only
+    # ε only needs a finite gradient
     skipped = [entry["sam_skipped"] for entry in logs]
     assert skipped == ([0.0, 0.0] if trainer_class is NotANumberOnce else [0.0, 1.0])
     if trainer_class is NotANumberOnce:
-        # The run without the fault has the same gradients, hence the same losses at updates 3 and 4
+        # The run without the NaN has the same gradients, and so the same losses at updates 3 and 4
         whole, _ = recorded(SAMTrainer, alone, points(32), tmp_path, **options | {"logging_steps": 1})
         assert_same(snapshot(model), snapshot(alone))
         losses = [entry["loss"] for entry in training_logs(whole)]
         perturbed = [entry["sam_perturbed_loss"] for entry in training_logs(whole)]
-        # Trainer puts the mean of those logged so far, here none, in its place
+        # Trainer replaces it by the mean of the losses logged so far; here there are none
         assert logs[1]["loss"] == pytest.approx(losses[3] / 2, rel=1e-6) or not filtered
         assert logs[1]["sam_perturbed_loss"] == pytest.approx(perturbed[3], rel=1e-9)
 
 
 def test_resuming_with_another_batch_size_regroups(tmp_path):
-    """sam_m counts examples of the batches that are loaded now, not of those that the checkpoint was made with."""
+    """sam_m counts examples of the batches that are loaded now, not of those before the checkpoint."""
     run = {"sam_m": 4, "save_strategy": "steps", "save_steps": 2}
     recorded(SAMTrainer, perceptron(), points(64), tmp_path, max_steps=2, per_device_train_batch_size=4, **run)
     sizes = []
@@ -233,5 +228,5 @@ def test_resuming_with_another_batch_size_regroups(tmp_path):
     trainer = trainer_of(perceptron(), points(64), tmp_path, trainer_class=Sizes, **options)
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 4
-    # Two groups of four, each passed over twice, in two updates
+    # Two groups of four with two passes each, in two updates
     assert sizes == [4] * (2 * 2 * 2)

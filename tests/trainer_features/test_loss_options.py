@@ -1,11 +1,11 @@
-"""What Trainer does to the loss and to the gradient is done to SAM's loss, in every pass, and once to its gradient."""
+"""Trainer's options for the loss act on SAM's loss in every pass; those for the gradient act once on its gradient."""
 
 from __future__ import annotations
 
 import pytest
 import reference
 import torch
-from by_hand import RandomStates, mean_of_means, real_optimizer, train_by_hand, training_logs
+from by_hand import RandomStates, mean_of_means, real_optimizer, sum_of_means, train_by_hand, training_logs
 from tiny import (
     bert,
     flat,
@@ -64,14 +64,14 @@ def test_max_grad_norm_clips_the_update_gradient(tmp_path, accumulation, max_gra
     trainer = sam_run(model, data, tmp_path, accumulation, max_grad_norm=max_grad_norm)
     history = by_hand(expected, data, tmp_path, accumulation, max_grad_norm=max_grad_norm)
     assert relative_difference(flat(model), flat(expected)) < 1e-9
-    # The norm before clipping, of the gradient that is clipped
+    # The logged norm is that of the clipped gradient, before clipping
     assert_logged(trainer, history)
     clipped = [update.grad_norm > max_grad_norm > 0 for update in history]
     assert all(clipped) if max_grad_norm == 0.3 else not any(clipped)
 
 
 @pytest.mark.parametrize("options", [{}, {"sam_ascent_steps": 3}, {"sam_m": 4}, {"sam_m": 2}], ids=str)
-def test_one_clip_an_update(tmp_path, options):
+def test_one_clip_per_update(tmp_path, options):
     clipped = []
 
     class Counting(SAMTrainer):
@@ -89,7 +89,7 @@ SMOOTHING = 0.3
 
 
 def smoothed(model, batch, window):
-    """Trainer's smoother is given the number of labels in the window."""
+    """Return the smoothed loss; Trainer's smoother gets the number of labels in the window."""
     logits = model(**{key: value for key, value in batch.items() if key != "labels"})["logits"]
     loss = cross_entropy(logits, batch["labels"], label_smoothing=SMOOTHING, reduction="sum")
     return loss / sum(len(other["labels"]) for other in window)
@@ -124,7 +124,7 @@ class Smoothed(torch.nn.Module):
 
 
 def test_label_smoothing_of_slices(tmp_path):
-    """Groups smaller than a micro-batch: each is smoothed, and weighs by its labels."""
+    """With groups smaller than a micro-batch, each is smoothed, and its labels give its weight."""
     data, model, start = sentences(22), bert(), Smoothed(bert())
     sam_run(model, data, tmp_path, 2, label_smoothing_factor=SMOOTHING, sam_m=2)
     rates = [RATE * (UPDATES - update) / UPDATES for update in range(UPDATES)]
@@ -141,7 +141,7 @@ def mean_over_the_window(model, batch, window):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_compute_loss_func(tmp_path, accumulation):
-    # The last micro-batch of an epoch has two examples: a mean of means would weigh them twice
+    # The last micro-batch of an epoch has two examples: a mean of means would give them double weight
     data, model, expected, means = points(22), perceptron(), perceptron(), perceptron()
     trainer = sam_run(model, data, tmp_path, accumulation, compute_loss_func=summed_cross_entropy)
     history = by_hand(expected, data, tmp_path, accumulation, loss=mean_over_the_window)
@@ -152,7 +152,7 @@ def test_compute_loss_func(tmp_path, accumulation):
 
 
 class Penalised(SAMTrainer):
-    """A loss with a term of the weights themselves, which is no part of the model's."""
+    """Adds a term of the weights themselves to the loss of the model."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
@@ -182,12 +182,16 @@ def test_overridden_compute_loss(tmp_path, accumulation):
     assert_logged(trainer, history)
 
 
-# A noise of 3/√(6·24) = 1/4: exact, where Trainer's own float32 root would round
+# The noise is 3/√(6·24) = 1/4, which is exact: otherwise Trainer's float32 root would round
 ALPHA = 3.0
 
 
 def with_noise(model):
-    """NEFTune (arXiv 2310.05914, algorithm 1): uniform noise of size alpha / sqrt(length * width) on embeddings."""
+    """
+    Add the noise of NEFTune to the embeddings (arXiv 2310.05914, algorithm 1).
+
+    It is uniform and of size alpha / sqrt(length * width).
+    """
 
     def add_noise(module, inputs, output):
         size = ALPHA / (output.shape[1] * output.shape[2]) ** 0.5
@@ -195,11 +199,6 @@ def with_noise(model):
 
     model.bert.embeddings.word_embeddings.register_forward_hook(add_noise)
     return model
-
-
-def sum_of_means(model, batch, window):
-    """What Trainer makes of models that accept loss kwargs and ignore them, as BERT's classifier does."""
-    return model(**batch)["loss"]
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -214,7 +213,7 @@ def test_neftune_adds_the_same_noise_in_both_passes(tmp_path, accumulation, drop
     assert relative_difference(flat(model), flat(expected)) < 1e-8
     assert relative_difference(flat(quiet), flat(expected)) > 1e-3
     assert_logged(trainer, history)
-    # Trainer takes its hook off again
+    # Trainer removes its hook again
     assert not model.bert.embeddings.word_embeddings._forward_hooks
 
 

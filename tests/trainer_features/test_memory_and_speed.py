@@ -1,4 +1,4 @@
-"""Trainer's options for memory and speed change neither SAM's result nor what they cost plain training."""
+"""Trainer's options for memory and speed do not change SAM's result, and cost no more than in plain training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def fresh_compiler():
 
 
 class FixAfterFirstUpdate(TrainerCallback):
-    """From the second update on, a recompilation is an error."""
+    """Makes a recompilation an error from the second update on."""
 
     def __init__(self):
         self.stance = None
@@ -99,7 +99,7 @@ def test_torch_compile_makes_the_graphs_of_plain_training(tmp_path, kind):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_torch_empty_cache_steps(tmp_path, monkeypatch, accumulation):
-    """The cache is emptied in the passes of those updates in which plain training empties it."""
+    """The cache is emptied in the passes of the same updates as in plain training."""
     emptied = []
 
     def run(trainer_class):
@@ -147,7 +147,7 @@ def test_both_kinds_of_activation_checkpointing(tmp_path, reentrant):
 
 
 def test_automatic_batch_size_regroups_slices(tmp_path):
-    """A batch size that was lowered while training cuts into groups of sam_m as one that was asked for."""
+    """A batch size that was lowered during training is cut into groups of sam_m like one that was requested."""
 
     class OutOfMemoryAboveTwo(SAMTrainer):
         def compute_loss(self, model, inputs, *args, **kwargs):

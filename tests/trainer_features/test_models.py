@@ -1,4 +1,4 @@
-"""Models that are not the plain PreTrainedModel with a float32 weight in every layer."""
+"""Models other than a plain PreTrainedModel with float32 weights in every layer."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_outputs_that_are_tuples_dicts_and_model_outputs(tmp_path, kind, options
 
 
 class Routed(Perceptron):
-    """Two experts, of which each micro-batch uses one, and a layer that nothing uses."""
+    """Two experts, one of which each micro-batch uses, and a layer that nothing uses."""
 
     def __init__(self):
         super().__init__()
@@ -91,7 +91,7 @@ def routed():
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_unused_and_sometimes_used_parameters(tmp_path, accumulation):
-    """A parameter without a gradient is not stepped: AdamW leaves it alone, as in plain training."""
+    """A parameter without a gradient is not stepped: AdamW does not change it, as in plain training."""
     data, model, expected = points(40), routed(), routed()
     used = [[int(micro[0]["x"][0] > 0) for micro in window] for window in windows_of(data, 4, accumulation, UPDATES)]
     assert {0, 1} == {expert for window in used for expert in window}
@@ -140,7 +140,7 @@ def test_mixed_dtypes_share_one_norm(tmp_path):
     assert training_logs(trainer)[0]["sam_ascent_grad_norm"] == pytest.approx(float(norm), rel=1e-5)
     for name, p in reference.named_parameters():
         expected = w[name].double() + 2.0 * gradients[name] / norm
-        # One unit in the last place of a bf16 weight; float32 elsewhere, where the norm is taken
+        # One unit in the last place for a bf16 weight; otherwise float32, in which the norm is computed
         tolerance = 2**-8 if p.dtype == torch.bfloat16 else 1e-6
         torch.testing.assert_close(perturbed[name].double(), expected, rtol=tolerance, atol=tolerance * 1e-1)
         assert perturbed[name].dtype == p.dtype
@@ -158,7 +158,7 @@ def language_model():
 
 
 def ignoring_some(size):
-    """Labels of which every example ignores another number, the first (which nothing predicts) always."""
+    """Return examples that ignore different numbers of labels, and always the first, which nothing predicts."""
     data = sentences(size)
     for index, example in enumerate(data):
         example["labels"] = example["input_ids"].clone()
@@ -177,14 +177,14 @@ def per_token(model, batch, window):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_causal_language_model_with_tied_weights(tmp_path, accumulation):
-    """The loss is a mean over the tokens of the whole window; the embedding, tied, is saved and loaded as one."""
+    """The loss is a mean over the tokens of the whole window; the tied embedding is saved and loaded as one tensor."""
     data, model, expected = ignoring_some(40), language_model(), language_model()
     assert model.lm_head.weight is model.transformer.wte.weight
     trainer = sam_run(model, data, tmp_path, gradient_accumulation_steps=accumulation, optim="sgd")
     optimizer, scheduler = real_optimizer(expected, data, tmp_path, UPDATES, **RUN | {"optim": "sgd"})
     windows = windows_of(data, BATCH, accumulation, UPDATES)
     history = train_by_hand(expected, windows, optimizer, scheduler, rho=RHO, loss=per_token)
-    # GPT-2's loss is taken in float32
+    # GPT-2's loss is computed in float32
     assert relative_difference(flat(model), flat(expected)) < 1e-6
     for entry, update in zip(training_logs(trainer), history, strict=True):
         assert entry["sam_perturbed_loss"] == pytest.approx(update.perturbed_loss, rel=1e-5)
@@ -196,7 +196,7 @@ def test_causal_language_model_with_tied_weights(tmp_path, accumulation):
 
 
 class OfTuples:
-    """A `compute_loss` for batches that are no mappings."""
+    """A `compute_loss` for batches that are not mappings."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         x, labels = inputs
@@ -228,5 +228,5 @@ def test_batches_that_are_tuples(tmp_path, accumulation):
     expected = perceptron()
     by_hand(expected, points(40), tmp_path, accumulation)
     assert relative_difference(flat(run(SAMTrainer)), flat(expected)) < 1e-9
-    # Plain Trainer takes them too
+    # Plain Trainer accepts them too
     assert relative_difference(flat(run(Trainer)), flat(expected)) > 1e-3

@@ -1,4 +1,4 @@
-"""Every family of `optim=` takes the step that it takes on SAM's gradient when the loop is written by hand."""
+"""Every family of `optim=` makes the same step on SAM's gradient as in a hand-written loop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FAMILIES = {
     "rmsprop": {},
     "rmsprop, centered": {"optim_args": "momentum=0.5,centered=true"},
     "schedule_free_adamw": {},
-    # Does not move before its fifth update
+    # It does not move before its fifth update
     "schedule_free_radam": {"max_steps": 12},
     "schedule_free_sgd": {},
 }
@@ -35,7 +35,7 @@ def settings_of(family: str, accumulation: int = 1) -> dict:
     name = family.split(",")[0]
     if name.startswith("schedule_free") and importlib.util.find_spec("schedulefree") is None:
         pytest.skip("schedulefree is not installed")
-    # Schedule-free optimizers do without a schedule
+    # Schedule-free optimizers need no schedule
     schedule = "constant" if name.startswith("schedule_free") else "linear"
     return {
         "optim": name,
@@ -50,7 +50,7 @@ def settings_of(family: str, accumulation: int = 1) -> dict:
 
 
 def by_hand(data, output_dir, settings, rho=RHO, choose=None, after_update=lambda *_: None):
-    """The weights and the history of the hand-written loop around the optimizer that Trainer makes."""
+    """Return the weights and the history of the hand-written loop around the optimizer that Trainer makes."""
     model = perceptron()
     trainer = trainer_of(model, data, output_dir, **settings)
     if choose is not None:
@@ -84,9 +84,9 @@ def sam_run(data, output_dir, settings, choose=None, **options):
     return model, trainer
 
 
-def assert_trained_alike(actual, expected, without_sam, trainer, history):
+def assert_trained_the_same(actual, expected, without_sam, trainer, history):
     assert relative_difference(flat(actual), flat(expected)) < 1e-9
-    # The comparison can tell SAM from plain training
+    # The comparison distinguishes SAM from plain training
     assert relative_difference(flat(without_sam), flat(expected)) > 1e-3
     for entry, update in zip(training_logs(trainer), history, strict=True):
         # Trainer sums up the loss in float32
@@ -103,22 +103,22 @@ def test_step_on_the_sam_gradient(tmp_path, family, accumulation):
     expected, history = by_hand(data, tmp_path, settings)
     without_sam, _ = by_hand(data, tmp_path, settings, rho=0.0)
     actual, trainer = sam_run(data, tmp_path, settings)
-    assert_trained_alike(actual, expected, without_sam, trainer, history)
+    assert_trained_the_same(actual, expected, without_sam, trainer, history)
 
 
 @pytest.mark.parametrize("kind", FOREACH)
-def test_optimizer_class_of_the_users(tmp_path, kind):
-    """`optimizer_cls_and_kwargs`, for what `optim` has no name for."""
+def test_optimizer_class_of_the_user(tmp_path, kind):
+    """`optimizer_cls_and_kwargs` works for optimizers that have no name in `optim`."""
     settings, data = settings_of("adamw_torch", 2), points(40)
     choose = (torch.optim.AdamW, {"lr": 0.05} | FOREACH[kind])
     expected, history = by_hand(data, tmp_path, settings, choose=choose)
     without_sam, _ = by_hand(data, tmp_path, settings, rho=0.0, choose=choose)
     actual, trainer = sam_run(data, tmp_path, settings, choose=choose)
-    assert_trained_alike(actual, expected, without_sam, trainer, history)
+    assert_trained_the_same(actual, expected, without_sam, trainer, history)
 
 
-def test_optimizer_and_scheduler_of_the_users(tmp_path):
-    """`optimizers=(…)`: two parameter groups with learning rates of their own, and one parameter in neither."""
+def test_optimizer_and_scheduler_of_the_user(tmp_path):
+    """`optimizers=(…)` may have two parameter groups with their own learning rates, and a parameter in neither."""
     data = points(40)
 
     def make():
@@ -139,7 +139,7 @@ def test_optimizer_and_scheduler_of_the_users(tmp_path):
     trainer.train()
     assert relative_difference(flat(actual), flat(expected)) < 1e-9
     assert torch.equal(actual.first.bias, left_out)
-    # What the optimizer does not step is no part of the ascent gradient either, and counts in Trainer's own norm
+    # A parameter that the optimizer does not step is not in the ascent gradient, but counts in Trainer's own norm
     for entry, update in zip(training_logs(trainer), history, strict=True):
         assert entry["sam_ascent_grad_norm"] == pytest.approx(update.ascent_norm, rel=1e-9)
         assert entry["grad_norm"] == pytest.approx(update.grad_norm, rel=1e-9)
@@ -147,7 +147,7 @@ def test_optimizer_and_scheduler_of_the_users(tmp_path):
 
 @pytest.mark.parametrize("family", ["schedule_free_adamw", "schedule_free_sgd", "schedule_free_radam"])
 def test_train_and_eval_modes_of_schedule_free(tmp_path, family):
-    """Passes run at y, evaluation sees the average x, and training goes on at y after an evaluation in mid-run."""
+    """Passes run at y and evaluation sees the average x; after an evaluation, training continues at y."""
     settings, data = settings_of(family), points(40)
     averages, passes_at, evaluated_at, hand_at = [], [], [], []
 
@@ -180,17 +180,17 @@ def test_train_and_eval_modes_of_schedule_free(tmp_path, family):
     )
     assert relative_difference(flat(actual), flat(expected)) < 1e-9
     assert len(evaluated_at) == len(averages) == settings["max_steps"] // 2
-    for seen, wanted in zip(evaluated_at, averages, strict=True):
-        torch.testing.assert_close(seen, wanted, rtol=1e-9, atol=1e-12)
+    for seen, average_by_hand in zip(evaluated_at, averages, strict=True):
+        torch.testing.assert_close(seen, average_by_hand, rtol=1e-9, atol=1e-12)
     ascents = passes_at[2::2]
-    for seen, wanted in zip(ascents, hand_at[:-1], strict=True):
-        assert relative_difference(seen, wanted) < 1e-9
-    # x and y do differ
+    for seen, by_hand_at in zip(ascents, hand_at[:-1], strict=True):
+        assert relative_difference(seen, by_hand_at) < 1e-9
+    # x and y differ
     assert relative_difference(torch.cat([t.flatten() for t in averages[-1].values()]), hand_at[-1]) > 1e-4
 
 
-def test_states_of_the_optimizer_are_the_hand_written_loops(tmp_path):
-    """Nothing of SAM is in the optimizer: its state has the same keys and values as after the loop by hand."""
+def test_state_of_the_optimizer_is_that_of_the_hand_written_loop(tmp_path):
+    """SAM keeps nothing in the optimizer: its state has the same keys and values as after the hand-written loop."""
     settings, data = settings_of("adamw_torch", 2), points(40)
     model = perceptron()
     optimizer, scheduler = real_optimizer(model, data, tmp_path, UPDATES, **settings)

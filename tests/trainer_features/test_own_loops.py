@@ -1,4 +1,4 @@
-"""Loops and schedules of the user's own around SAMTrainer: `training_step` alone, layers that thaw in mid-run."""
+"""The user's own loops and schedules around SAMTrainer: only `training_step`, or layers that thaw during the run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def sgd(model):
 
 
 def test_training_step_under_an_optimizer_that_the_trainer_does_not_know(tmp_path):
-    """As `Trainer.training_step` can be used: it fills the gradients, the loop clips and steps."""
+    """`training_step` fills the gradients, and the loop clips and steps, as with `Trainer.training_step`."""
     data = points(40)
 
     def run(trainer_class):
@@ -44,7 +44,7 @@ def test_training_step_under_an_optimizer_that_the_trainer_does_not_know(tmp_pat
 
 
 class OwnStep(SAMTrainer):
-    """Hands every `every`-th micro-batch on, and passes over the others itself."""
+    """Passes every `every`-th micro-batch on to the parent class, and makes the passes of the others itself."""
 
     every = 0
 
@@ -58,7 +58,7 @@ class OwnStep(SAMTrainer):
 
 
 @pytest.mark.parametrize(("every", "warned"), [(0, True), (2, True), (1, False)])
-def test_training_step_that_leaves_sam_out_is_named(tmp_path, monkeypatch, caplog, every, warned):
+def test_a_training_step_that_leaves_sam_out_is_reported(tmp_path, monkeypatch, caplog, every, warned):
     monkeypatch.setattr(OwnStep, "every", every)
     model = perceptron()
     trainer = trainer_of(
@@ -66,7 +66,7 @@ def test_training_step_that_leaves_sam_out_is_named(tmp_path, monkeypatch, caplo
     )
     trainer.train()
     message = (
-        "An update was made without SAM: OwnStep.training_step did not hand every micro-batch of it on to "
+        "An update was made without SAM, because OwnStep.training_step did not pass every micro-batch on to "
         "super().training_step."
     )
     assert [record.getMessage() for record in caplog.records if record.name == "sam_hf.trainer.run_warnings"] == [
@@ -75,7 +75,7 @@ def test_training_step_that_leaves_sam_out_is_named(tmp_path, monkeypatch, caplo
 
 
 class Noisy(SAMTrainer):
-    """Adds noise to its inputs, to the very tensors or to others."""
+    """Adds noise to its inputs, in place or in new tensors."""
 
     in_place = False
 
@@ -104,7 +104,7 @@ def test_inputs_changed_in_place_are_changed_once_in_every_pass(tmp_path, monkey
 
 
 class Thaw(TrainerCallback):
-    """Trains the first layer from the fourth update on only."""
+    """Trains the first layer only from the fourth update on."""
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         model.first.requires_grad_(False)
@@ -115,7 +115,7 @@ class Thaw(TrainerCallback):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_layers_that_thaw_in_mid_run(tmp_path, accumulation):
+def test_layers_that_thaw_during_the_run(tmp_path, accumulation):
     data, model, expected = points(40), perceptron(), perceptron()
     trainer = trainer_of(
         model,

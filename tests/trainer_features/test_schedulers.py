@@ -1,4 +1,4 @@
-"""Learning rates follow plain Trainer's schedule, update for update, whatever `lr_scheduler_type` is."""
+"""Learning rates follow plain Trainer's schedule at every update, for each `lr_scheduler_type`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_schedules_that_count_updates(tmp_path, kind):
     assert rates(trainer) == rates(plain)
     assert len(rates(trainer)) == UPDATES
     assert (len(set(rates(trainer))) == 1) == (kind == "constant")
-    # The rates are those of the updates and not only of the log
+    # The rates are those of the updates, not only those in the log
     expected = perceptron()
     optimizer, scheduler = real_optimizer(expected, data, tmp_path, UPDATES, max_steps=UPDATES, **options)
     windows = windows_of(data, 4, 2, UPDATES)
@@ -76,12 +76,12 @@ def test_schedules_that_follow_the_evaluation(tmp_path, kind):
     _, plain = run(Trainer, points(32), tmp_path, **options)
     _, trainer = run(SAMTrainer, points(32), tmp_path, **options)
     assert rates(trainer) == rates(plain)
-    # Worse at the second evaluation, after update 4
+    # The second evaluation, after update 4, is worse
     assert rates(trainer)[4] < rates(trainer)[3]
 
 
 def test_plateau_follows_the_loss_at_the_weights_themselves(tmp_path):
-    """The metric is the evaluation loss of w: the rate falls after exactly those evaluations that are not better."""
+    """The metric is the evaluation loss of w: the rate falls after exactly the evaluations that are not better."""
     _, trainer = run(
         SAMTrainer,
         points(32),

@@ -1,4 +1,4 @@
-"""`hyperparameter_search` over sam_* arguments: every trial trains with its own values."""
+"""In `hyperparameter_search` over sam_* arguments, every trial trains with its own values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RUN = {"max_steps": 4, "gradient_accumulation_steps": 2}
 
 
 def search(output_dir, space, n_trials, sampler=None, **options):
-    """Run a search; returns it with what each trial logged and ended at."""
+    """Run a search. Return its best trial, the logs and the final weights of each trial, and the trainer."""
     trials = []
 
     class Kept(SAMTrainer):
@@ -36,7 +36,7 @@ def search(output_dir, space, n_trials, sampler=None, **options):
     return best, trials, trainer
 
 
-# Trainer casts what a trial suggests to the type that the field has
+# Trainer casts the value of a trial to the type of the field's value
 @pytest.mark.parametrize("before", [None, 0], ids=str)
 def test_every_trial_has_its_own_rho(tmp_path, before):
     values = [0.3, 0.0, 0.05]
@@ -86,7 +86,7 @@ def test_search_over_ascent_steps_and_groups(tmp_path):
     ("name", "value", "allowed"),
     [("sam_rho", -0.1, "a finite number >= 0"), ("sam_ascent_steps", 0, "an integer >= 1")],
 )
-def test_value_that_is_not_allowed_ends_the_search(tmp_path, name, value, allowed):
+def test_a_value_that_is_not_allowed_ends_the_search(tmp_path, name, value, allowed):
     with pytest.raises(ValueError) as error:
         search(tmp_path, lambda trial: {name: value}, 1)
     assert str(error.value) == f"{name}={value} is not allowed: it must be {allowed}."

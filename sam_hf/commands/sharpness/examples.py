@@ -1,4 +1,4 @@
-"""The examples that `sam-hf sharpness` measures on: drawn once, labelled as each model orders its classes, batched."""
+"""The examples that `sam-hf sharpness` measures on: drawn once, then labelled and batched for each model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ...inputs.labels import (
     SINGLE_LABEL,
     LabelScheme,
     add_label_noise,
-    encode,
+    encode_labels,
     find_label_column,
     infer_scheme,
 )
-from ...inputs.options import DataArguments
-from ...inputs.splits import load_splits, sample, without_progress_bars
+from ...inputs.options import ExampleArguments
+from ...inputs.splits import load_splits, random_sample, without_progress_bars
 from .models import Checkpoint
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 class Examples:
     """
     Attributes:
-        dataset: the examples measured on, in random order, with labels in the data's order of classes.
-        scheme: what these labels are.
-        replaced: how many labels of the whole training split are noise.
+        dataset (`Dataset`): the examples in random order, with labels in the data's order of classes.
+        scheme (`LabelScheme`): describes these labels.
+        replaced (`int`): how many labels of the whole training split were replaced by noise.
     """
 
     dataset: Dataset
@@ -47,37 +47,39 @@ class Examples:
 @without_progress_bars()
 def load_examples(data: MeasuredExamples, config: Any, kind: str, seed: int) -> Examples:
     """
+    Draw the examples.
+
     Args:
-        data (`MeasuredExamples`): where they come from.
-        config: of the first model, for the problem type.
+        data (`MeasuredExamples`): where the examples come from.
+        config ([`~transformers.PretrainedConfig`]): configuration of the first model, for the problem type.
         kind (`str`): `"text"` or `"image"`.
-        seed (`int`): of the sample.
+        seed (`int`): seed of the sample.
     """
-    dataset = sample(_split(data, kind), data.max_train_samples)
+    dataset = random_sample(_split(data, kind), data.max_train_samples)
     column = find_label_column(dataset, data.label_column)
     scheme = infer_scheme(dataset, column, data.problem_type or config.problem_type)
     if kind == "image" and scheme.problem_type != SINGLE_LABEL:
         raise UsageError(f"labels of images must be classes: these make a {scheme.problem_type}")
     dataset, replaced = add_label_noise(
-        encode(dataset, column, scheme, data.split), data.label_noise, scheme, data.label_noise_seed
+        encode_labels(dataset, column, scheme, data.split), data.label_noise, scheme, data.label_noise_seed
     )
     drawn = dataset.shuffle(seed=seed).select(range(min(data.max_examples, len(dataset)))).flatten_indices()
     return Examples(drawn, scheme, replaced)
 
 
 def scheme_of(checkpoint: Checkpoint, data: LabelScheme) -> LabelScheme:
-    """The data's labels as the model orders them."""
+    """Return the scheme of the data's labels in the model's order of classes."""
     names, count = checkpoint.label_names, checkpoint.outputs(len(data.names))
     if data.problem_type != REGRESSION and names is not None:
         unknown = [name for name in data.names if name not in names]
         if unknown:
             raise UsageError(
-                f"the data have the label {unknown[0]}, which {checkpoint.given} does not: it has {_few(names)}"
+                f"the data have the label {unknown[0]}, which {checkpoint.given} does not: it has {_list(names)}"
             )
         return LabelScheme(data.problem_type, names)
     if count != len(data.names):
         raise UsageError(
-            f"{checkpoint.given} has {count} outputs, and the data have {len(data.names)} labels: {_few(data.names)}"
+            f"{checkpoint.given} has {count} outputs, but the data have {len(data.names)} labels: {_list(data.names)}"
         )
     return data
 
@@ -91,31 +93,31 @@ def batches_for(
     share: Callable[[list[Any]], list[Any]],
 ) -> tuple[list[Any], list[Any]]:
     """
-    The examples as the model takes them.
+    Return the examples as the inputs of a model.
 
     Args:
         checkpoint (`Checkpoint`): the model.
-        scheme (`LabelScheme`): of `scheme_of`.
-        examples (`Examples`): of `load_examples`.
-        data (`MeasuredExamples`): columns and sizes.
-        size (`int`): examples a batch.
-        share (`Callable`): this process's part of a list.
+        scheme (`LabelScheme`): what `scheme_of` returned for the model.
+        examples (`Examples`): what `load_examples` returned.
+        data (`MeasuredExamples`): names the columns, and limits the length of texts and the size of images.
+        size (`int`): examples per batch.
+        share (`Callable`): returns the part of a list that belongs to this process.
 
     Returns:
-        `tuple[list, list]`: batches of texts of like length, which hold little padding, for what is a mean over all
-        examples; and batches in random order, for what is measured of groups of them.
+        `tuple[list, list]`: batches of texts of similar length, which have little padding, for means over all
+        examples; and batches in random order, for measurements on groups of examples. For images both are one list.
     """
-    dataset = _relabelled(examples.dataset, examples.scheme, scheme)
+    dataset = _reordered(examples.dataset, examples.scheme, scheme)
     if checkpoint.kind == "image":
         batches = _image_batches(checkpoint, dataset, data, size, share)
         return batches, batches
-    from ...inputs.texts import text_columns, tokenized
+    from ...inputs.texts import text_columns, tokenize_texts
 
     tokenizer = from_checkpoint(AutoTokenizer, checkpoint.path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     columns = text_columns(dataset, data.text_column, data.text_pair_column)
-    rows = list(tokenized(dataset, tokenizer, columns, data.max_seq_length))
+    rows = list(tokenize_texts(dataset, tokenizer, columns, data.max_seq_length))
     collate = DataCollatorWithPadding(tokenizer)
     by_length = sorted(rows, key=lambda row: len(row["input_ids"]))
     return _batched(share(by_length), size, collate), _batched(share(rows), size, collate)
@@ -136,8 +138,8 @@ def _image_batches(
     processor = from_checkpoint(AutoImageProcessor, checkpoint.path if not checkpoint.is_adapter else checkpoint.base)
     image_format = ImageFormat.of(processor, checkpoint.config, data.image_size)
     transformed = encoded.with_transform(ImageTransform(image_format, column, label_column="labels"))
-    mine = share(list(range(len(transformed))))
-    return _batched([transformed[index] for index in mine], size, default_data_collator)
+    indices = share(list(range(len(transformed))))
+    return _batched([transformed[index] for index in indices], size, default_data_collator)
 
 
 def _batched(rows: Sequence[Any], size: int, collate: Callable[[Any], Any]) -> list[Any]:
@@ -148,41 +150,35 @@ def _split(data: MeasuredExamples, kind: str) -> Dataset:
     folders = {"train": data.train_dir, "validation": data.validation_dir, "test": data.test_dir}
     given = {split: folder for split, folder in folders.items() if folder is not None}
     if given and kind == "text":
-        raise UsageError(f"{next(iter(given))}_dir is of images, and the model takes text")
+        raise UsageError(f"{next(iter(given))}_dir is a folder of images, but the model takes text")
     if given:
         from ...inputs.images import check_image_folder
 
         for folder in given.values():
             check_image_folder(folder)
-    where = DataArguments(
-        dataset_name=data.dataset_name,
-        dataset_config_name=data.dataset_config_name,
-        train_file=data.train_file,
-        validation_file=data.validation_file,
-        test_file=data.test_file,
-    )
-    splits = load_splits(where, folders)
+    names = ("dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file")
+    splits = load_splits(ExampleArguments(**{name: getattr(data, name) for name in names}), folders)
     if data.split not in splits:
         raise UsageError(f"there is no {data.split} split: the data have {', '.join(splits)}")
     return splits[data.split]
 
 
-def _relabelled(dataset: Dataset, data: LabelScheme, model: LabelScheme) -> Dataset:
-    """The labels in the model's order of classes."""
+def _reordered(dataset: Dataset, data: LabelScheme, model: LabelScheme) -> Dataset:
+    """Change the labels from the data's order of classes to the model's order."""
     if data.names == model.names or data.problem_type == REGRESSION:
         return dataset
-    place = [model.names.index(name) for name in data.names]
+    new_index = [model.names.index(name) for name in data.names]
 
-    def moved(label: Any) -> Any:
+    def relabelled(label: Any) -> Any:
         if data.problem_type != MULTI_LABEL:
-            return place[label]
+            return new_index[label]
         row = [0.0] * len(model.names)
-        for index, value in zip(place, label, strict=True):
+        for index, value in zip(new_index, label, strict=True):
             row[index] = value
         return row
 
-    return dataset.map(lambda row: {"labels": moved(row["labels"])})
+    return dataset.map(lambda row: {"labels": relabelled(row["labels"])})
 
 
-def _few(names: Sequence[str]) -> str:
+def _list(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,4 +1,4 @@
-"""The checkpoints that `sam-hf sharpness` measures: text or image, whole or as a LoRA adapter, with their labels."""
+"""The checkpoints that `sam-hf sharpness` measures: classifiers of text or images, whole or as a LoRA adapter."""
 
 from __future__ import annotations
 
@@ -7,11 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-from transformers.utils import logging
+import torch
+from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    set_seed,
+)
+from transformers.utils import find_adapter_config_file, logging
 
 from ...errors import UsageError
-from ...inputs.checkpoints import from_checkpoint, model_path, outputs_named
+from ...inputs.checkpoints import from_checkpoint, label_arguments, model_path
 from ...inputs.labels import LabelScheme
 
 logger = logging.get_logger(__name__)
@@ -20,14 +28,14 @@ logger = logging.get_logger(__name__)
 @dataclass
 class Checkpoint:
     """
-    Where a model is and what it is, before its weights are loaded.
+    A model before its weights are loaded.
 
     Attributes:
-        name: what the report calls it.
-        given: as the user gave it.
-        path: as `from_pretrained` takes it.
-        base: the model under an adapter; otherwise `path`.
-        config: the model's configuration.
+        name: its name in the report.
+        given: its name or folder as the user gave it.
+        path: its name or folder for `from_pretrained`.
+        base: the base model of an adapter; `path` for a whole model.
+        config: its configuration.
         kind: `"text"` or `"image"`.
     """
 
@@ -44,20 +52,22 @@ class Checkpoint:
 
     @property
     def label_names(self) -> list[str] | None:
-        """In the order of the outputs; `None` where they are only numbered, as transformers does by default."""
+        """The labels in the order of the outputs, or `None` if they are only numbered, which is the default."""
         names = [str(self.config.id2label[i]) for i in range(self.config.num_labels)]
         return None if names == [f"LABEL_{i}" for i in range(len(names))] else names
 
     def outputs(self, labels: int) -> int:
-        """How many the head has, a new one for the data's `labels` where there is none yet."""
+        """Return the number of outputs of the head. A checkpoint without a head gets one for `labels` labels."""
         return self.config.num_labels if _has_head(self.config) or self.label_names else labels
 
 
 def find_checkpoint(given: str, option: str) -> Checkpoint:
     """
+    Find a checkpoint and read its configuration.
+
     Args:
         given (`str`): a folder, a Hub name or demo:NAME.
-        option (`str`): the option that named it, for errors.
+        option (`str`): the option that named it, for error messages.
     """
     path = base = model_path(given, option)
     adapter = _adapter_config(path)
@@ -70,36 +80,37 @@ def find_checkpoint(given: str, option: str) -> Checkpoint:
 
 
 def check_labels(checkpoints: Sequence[Checkpoint]) -> None:
-    """Refuse two models that do not tell the same classes apart; their order may differ."""
-    named = [checkpoint for checkpoint in checkpoints if checkpoint.label_names is not None]
-    sets = [set(checkpoint.label_names or ()) for checkpoint in named]
-    if len(sets) == 2 and sets[0] != sets[1]:
-        said = "; ".join(f"{c.given} has {', '.join(sorted(s - o)) or 'no other'}" for c, s, o in _pairs(named, sets))
-        raise UsageError(f"the models have different labels: beside those in common, {said}")
+    """Check that two models have the same classes, in any order, and that both take text or both take images."""
+    labels = {i: set(names) for i, c in enumerate(checkpoints) if (names := c.label_names) is not None}
+    if len(labels) == 2 and labels[0] != labels[1]:
+        others = [
+            f"{checkpoint.given} has {', '.join(sorted(labels[i] - labels[1 - i])) or 'no other label'}"
+            for i, checkpoint in enumerate(checkpoints)
+        ]
+        raise UsageError(f"the models have different labels: in addition to those in common, {'; '.join(others)}")
     if len({checkpoint.kind for checkpoint in checkpoints}) > 1:
         raise UsageError("one model takes text and the other images: they cannot be measured on the same examples")
 
 
 def load_model(checkpoint: Checkpoint, scheme: LabelScheme, seed: int) -> Any:
-    """The model in float32, in evaluation mode. A head that the checkpoint lacks is drawn under `seed`, and said."""
-    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, set_seed
-
+    """
+    Load a model in float32 and in evaluation mode. If the checkpoint has no head, its weights are drawn at random from
+    `seed`, with a warning.
+    """
     set_seed(seed)
     auto = AutoModelForImageClassification if checkpoint.kind == "image" else AutoModelForSequenceClassification
-    import torch
-
     model, loaded = from_checkpoint(
         auto,
         checkpoint.base,
-        dtype=torch.float32,  # rounding of a lower precision hides curvature
-        **outputs_named(scheme.names),
+        dtype=torch.float32,  # the rounding of a lower precision hides curvature
+        **label_arguments(scheme.names),
         output_loading_info=True,
     )
     if checkpoint.is_adapter:
         return _with_adapter(model, checkpoint)
-    fresh = sorted({*loaded["missing_keys"], *(entry[0] for entry in loaded["mismatched_keys"])})
-    if fresh:
-        logger.warning(f"{checkpoint.given} has no {', '.join(fresh[:4])}: drawn at random, and measured so.")
+    missing = sorted({*loaded["missing_keys"], *(entry[0] for entry in loaded["mismatched_keys"])})
+    if missing:
+        logger.warning(f"{checkpoint.given} has no {', '.join(missing[:4])}: random weights are measured instead.")
     return model.eval()
 
 
@@ -107,16 +118,14 @@ def _with_adapter(model: Any, checkpoint: Checkpoint) -> Any:
     from peft import PeftModel
 
     try:
-        # Trainable: sharpness is measured over what was trained, the adapters and the head saved with them
+        # Sharpness is measured over the weights that were trained: the adapters, and the head saved with them
         return PeftModel.from_pretrained(model, checkpoint.path, is_trainable=True).eval()
     except (RuntimeError, ValueError) as error:
         raise UsageError(f"the adapter {checkpoint.given} does not fit {checkpoint.base}: {error}") from error
 
 
 def _adapter_config(path: str) -> Any:
-    """The adapter's configuration, or `None` where `path` is a whole model."""
-    from transformers.utils import find_adapter_config_file
-
+    """Return the configuration of an adapter, or `None` if `path` is a whole model."""
     try:
         if find_adapter_config_file(path) is None:
             return None
@@ -133,20 +142,14 @@ def _adapter_config(path: str) -> Any:
 
 
 def _kind(config: Any, given: str) -> str:
-    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-
     for kind, ending, mapping in (
         ("image", "ForImageClassification", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING),
         ("text", "ForSequenceClassification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
     ):
         if type(config) in mapping or any(name.endswith(ending) for name in config.architectures or ()):
             return kind
-    raise UsageError(f"{given} is a {config.model_type} model: there is no classifier of text or images of that type")
+    raise UsageError(f"{given} is a {config.model_type} model: this type has no classifier of text or of images")
 
 
 def _has_head(config: Any) -> bool:
     return any("Classification" in name for name in config.architectures or ())
-
-
-def _pairs(checkpoints: Sequence[Checkpoint], sets: Sequence[set[str]]):
-    return zip(checkpoints, sets, reversed(sets), strict=True)

@@ -1,25 +1,25 @@
-"""The tables of the page of `sam-hf sharpness`: every number of `sharpness.json` with its uncertainty."""
+"""The tables of `sam-hf sharpness`: the numbers of `sharpness.json` as text, each with its uncertainty."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ...reports import page
-from ...reports.page import measured, number
+from ...reports.page import Table, measured, number
 
 Models = Mapping[str, Mapping[str, Any]]
+RowKey = tuple[str, float, float]  # p, ρ and m; 0 where a row has no ρ or no m
 
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
-def named(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def models_by_name(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """
-    The models by name, told apart by a number where two have the same.
+    Return the models by name. Models with the same name are told apart by a number.
 
     Raises:
-        ValueError: the result is of another version, or holds no model.
+        ValueError: the result has another version, or holds no model.
     """
     if result.get("version") != 1 or not result.get("models"):
         raise ValueError(f"version {result.get('version')!r}: a sharpness.json of version 1 with at least one model")
@@ -34,129 +34,131 @@ def named(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return models
 
 
+def measured_parts(models: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """Return what each model has under the nested `keys`, without the models that have nothing there."""
+    parts = {}
+    for name, part in models.items():
+        for key in keys:
+            part = (part or {}).get(key)
+        if part:
+            parts[name] = part
+    return parts
+
+
 def rows_with_rho(neighborhood: Mapping[str, Any], kind: str = "m_sharpness") -> list[dict[str, Any]]:
-    """Rows of a neighbourhood, p as text; those without a radius of their own have the common one."""
+    """Return the rows of a neighborhood with p as text. A row without its own radius gets the common one."""
     rows = neighborhood.get(kind) or ()
     return [{"rho": neighborhood.get("rho"), **row, "p": f"{float(row.get('p', 2)):g}"} for row in rows]
 
 
-def glance(models: Models) -> page.Html:
-    """A row a quantity, a column a model; of two models also the first's share of the second's."""
+def glance(models: Models, norms: Collection[str] = ("2",)) -> Table:
+    """
+    Return the main numbers: one row per quantity and one column per model. For two models, the last column is the
+    first model's value divided by the second's.
+
+    Args:
+        norms (`Collection[str]`, *optional*): the m-sharpness is shown for these p.
+    """
     hessians = [model.get("hessian") or {} for model in models.values()]
-    rows: list[tuple[str, list[tuple[Any, Any]]]] = [
-        ("parameters", [(model.get("parameters"), None) for model in models.values()]),
-        ("loss L(w)", [(model.get("loss"), None) for model in models.values()]),
-        ("gradient norm ‖∇L(w)‖₂", [(model.get("gradient_norm"), None) for model in models.values()]),
-        ("λmax", [(_first(h.get("eigenvalues")), _first(h.get("residuals"))) for h in hessians]),
-        ("λ₁/λ₅", [(h.get("lambda_ratio"), None) for h in hessians]),
-        ("trace of the Hessian", [(h.get("trace"), h.get("trace_error")) for h in hessians]),
-    ]
-    by_key = [
-        {_key(row): row for row in rows_with_rho(model.get("neighborhood") or {}) if row["p"] == "2"}
-        for model in models.values()
-    ]
-    for key in _keys(by_key):
-        found = [of_model.get(key, {}) for of_model in by_key]
-        rows.append((f"m-sharpness, {_said(key)}", [(row.get("mean"), row.get("error")) for row in found]))
-    both = len(models) == 2
+    quantities: dict[str, list[tuple[Any, Any]]] = {
+        label: [(model.get(key), None) for model in models.values()]
+        for label, key in (
+            ("parameters", "parameters"),
+            ("loss L(w)", "loss"),
+            ("gradient norm ‖∇L(w)‖₂", "gradient_norm"),
+        )
+    }
+    quantities["λmax"] = [((h.get("eigenvalues") or [None])[0], (h.get("residuals") or [None])[0]) for h in hessians]
+    quantities["λ₁/λ₅"] = [(h.get("lambda_ratio"), None) for h in hessians]
+    quantities["trace of the Hessian"] = [(h.get("trace"), h.get("trace_error")) for h in hessians]
+    for key, rows in _rows_by_key([model.get("neighborhood") or {} for model in models.values()]).items():
+        if key[0] in norms:
+            quantities[f"m-sharpness, {_label(key)}"] = [(row.get("mean"), row.get("error")) for row in rows]
+    ratio = len(models) == 2
     table = [
-        [label, *(measured(*value) for value in values), *([_share(*values)] if both else [])]
-        for label, values in rows
+        [label, *(measured(*value) for value in values), *([_ratio(*values)] if ratio else [])]
+        for label, values in quantities.items()
         if any(value is not None for value, _ in values)
     ]
-    note = "± is one standard error"
-    note += "; of λmax the residual: an eigenvalue is at most that far away." if any(hessians) else "."
-    if both:
-        note += " In the last column the two are taken as independent: cautious, as they saw the same examples."
-    return page.table(["", *models, *(["first / second"] if both else [])], table, note)
+    return Table(["", *models, *(["first / second"] if ratio else [])], table)
 
 
-def curvature(models: Models) -> list[page.Html]:
-    hessians = {name: m["hessian"] for name, m in models.items() if m.get("hessian")}
+def curvature(models: Models) -> Table | None:
+    hessians = measured_parts(models, "hessian")
+    if not hessians:
+        return None
     values = [[*zip(h.get("eigenvalues", ()), h.get("residuals", ()), strict=False)] for h in hessians.values()]
-    count = max(map(len, values))
-    rows: list[list[Any]] = [
+    rows = [
         ["λ" + str(i + 1).translate(_SUBSCRIPTS), *(measured(*v[i]) if i < len(v) else "–" for v in values)]
-        for i in range(count)
+        for i in range(max(map(len, values)))
     ]
-    of_all = hessians.values()
-    rows.append(["λ₁/λ₅", *(number(h.get("lambda_ratio")) for h in of_all)])
-    rows.append(["trace", *(measured(h.get("trace"), h.get("trace_error")) for h in of_all)])
+    rows.append(["λ₁/λ₅", *(number(h.get("lambda_ratio")) for h in hessians.values())])
+    rows.append(["trace", *(measured(h.get("trace"), h.get("trace_error")) for h in hessians.values())])
     for key, label in (("product", "Hessian-vector product"), ("attention", "attention in products")):
-        if any(h.get(key) for h in of_all):
-            rows.append([label, *(str(h.get(key) or "–").replace("_", " ") for h in of_all)])
-    note = "Eigenvalues, in loss per squared unit of weight, ± their residual; the trace ± one standard error."
-    return [page.table(["", *hessians], rows, note)]
+        if any(h.get(key) for h in hessians.values()):
+            rows.append([label, *(str(h.get(key) or "–").replace("_", " ") for h in hessians.values())])
+    return Table(["", *hessians], rows)
 
 
-def neighborhood(models: Models) -> list[page.Html]:
-    parts = {name: m["neighborhood"] for name, m in models.items() if m.get("neighborhood")}
-    header = [column for name in parts for column in (f"{name}: mean", "worst")]
-    tables = []
-    for kind, caption in (
-        ("m_sharpness", "m-sharpness, in units of the loss: the mean over groups ± one standard error, and the worst"),
-        ("adaptive", "Adaptive sharpness: ρ in units of each weight"),
-        ("random", "Random directions of length ρ: what a step of that length does that does not look for the worst"),
-    ):
-        by_key = [{_key(row): row for row in rows_with_rho(part, kind)} for part in parts.values()]
+def neighborhood(models: Models) -> dict[str, Table]:
+    """Return one table per kind of measurement, of the kinds that were measured."""
+    parts = measured_parts(models, "neighborhood")
+    header = ["", *(column for name in parts for column in (f"{name}: mean", "worst"))]
+    tables = {}
+    for kind in ("m_sharpness", "adaptive", "random") if parts else ():
         rows = [
-            [_said(key), *(cell for of_model in by_key for cell in _mean_and_worst(of_model.get(key, {})))]
-            for key in _keys(by_key)
+            [_label(key), *(cell for row in rows for cell in _mean_and_worst(row))]
+            for key, rows in _rows_by_key(list(parts.values()), kind).items()
         ]
-        if rows:
-            tables.append(page.table(["", *header], rows, caption))
+        tables[kind] = Table(header, rows)
     return tables
 
 
-def landscape(models: Models) -> list[page.Html]:
-    parts = []
-    lines = {n: m["landscape"]["line"] for n, m in models.items() if (m.get("landscape") or {}).get("line")}
-    if lines:
-        at = [dict(zip(line["x"], line["loss"], strict=True)) for line in lines.values()]
-        rows = [[number(x), *(number(of_model.get(x), 6) for of_model in at)] for x in sorted(set().union(*at))]
-        parts.append(page.details("The loss along the line, in numbers", page.table(["α", *lines], rows)))
-    for name, model in models.items():
-        surface = (model.get("landscape") or {}).get("surface")
-        if surface:
-            rows = [
-                [number(x), *(number(v, 4) for v in values)]
-                for x, values in zip(surface["x"], surface["loss"], strict=True)
-            ]
-            table = page.table(["α \\ β", *(number(y) for y in surface["y"])], rows)
-            parts.append(page.details(f"The loss surface of {name}, in numbers", table))
-    return parts
+def line(models: Models) -> Table:
+    lines = measured_parts(models, "landscape", "line")
+    losses = [dict(zip(line["x"], line["loss"], strict=True)) for line in lines.values()]
+    points = sorted(set().union(*losses))
+    return Table(["α", *lines], [[number(x), *(number(loss.get(x), 6) for loss in losses)] for x in points])
 
 
-def between(values: Mapping[str, Sequence[float]]) -> page.Html:
+def surfaces(models: Models) -> dict[str, Table]:
+    return {
+        name: Table(
+            ["α \\ β", *map(number, surface["y"])],
+            [[number(x), *map(number, losses)] for x, losses in zip(surface["x"], surface["loss"], strict=True)],
+        )
+        for name, surface in measured_parts(models, "landscape", "surface").items()
+    }
+
+
+def between(values: Mapping[str, Sequence[float]]) -> Table:
     rows = [[number(t), number(loss, 6)] for t, loss in zip(values["t"], values["loss"], strict=True)]
-    return page.details("The loss between the models, in numbers", page.table(["t", "loss"], rows))
+    return Table(["t", "loss"], rows)
 
 
-def _first(values: Sequence[float] | None) -> float | None:
-    return values[0] if values else None
+def _rows_by_key(
+    neighborhoods: Sequence[Mapping[str, Any]], kind: str = "m_sharpness"
+) -> dict[RowKey, list[dict[str, Any]]]:
+    """Return, for each p, ρ and m that was measured, one row per model; an empty one where a model has none."""
+    rows_by_key = [
+        {(row["p"], row.get("rho") or 0, row.get("m") or 0): row for row in rows_with_rho(part, kind)}
+        for part in neighborhoods
+    ]
+    return {key: [rows.get(key, {}) for rows in rows_by_key] for key in sorted(set().union(*rows_by_key))}
 
 
-def _key(row: Mapping[str, Any]) -> tuple[str, float, float]:
-    """p, ρ and m of a row; 0 where it has none."""
-    return row["p"], row.get("rho") or 0, row.get("m") or 0
-
-
-def _keys(by_key: Sequence[Mapping[tuple[str, float, float], Any]]) -> list[tuple[str, float, float]]:
-    return sorted(set().union(*by_key))
-
-
-def _said(key: tuple[str, float, float]) -> str:
+def _label(key: RowKey) -> str:
     p, rho, m = key
-    said = [f"p = {'∞' if p == 'inf' else p}", *([f"ρ = {number(rho)}"] if rho else []), *([f"m = {m}"] if m else [])]
-    return ", ".join(said)
+    parts = [f"p = {'∞' if p == 'inf' else p}", *([f"ρ = {number(rho)}"] if rho else []), *([f"m = {m}"] if m else [])]
+    return ", ".join(parts)
 
 
 def _mean_and_worst(row: Mapping[str, Any]) -> tuple[str, str]:
     return measured(row.get("mean"), row.get("error")), number(row.get("max"))
 
 
-def _share(first: tuple[Any, Any], second: tuple[Any, Any]) -> str:
-    """Of two positive numbers, with what their errors make of it; anything else has no share that says something."""
+def _ratio(first: tuple[Any, Any], second: tuple[Any, Any]) -> str:
+    """Return the ratio of two values with the error that follows from theirs, or a dash unless both are positive."""
     (a, error_a), (b, error_b) = first, second
     if not all(isinstance(v, float) and math.isfinite(v) and v > 0 for v in (a, b)):
         return "–"
