@@ -31,7 +31,7 @@ from transformers.utils import logging
 from sam_hf import SAMTrainer
 from sam_hf.methods import METHODS
 from sam_hf.reports.environment import environment
-from sam_hf.tensors.step_length import StepLength
+from sam_hf.tensors.optimizers import StepLength
 from sam_hf.trainer.runner import TrainerRunner
 from sam_hf.update import ascent_window
 from sam_hf.update.perturbation import Perturbation

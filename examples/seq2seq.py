@@ -15,8 +15,8 @@ from sam_hf.inputs.options import ExampleArguments, ModelArguments, option
 from sam_hf.inputs.splits import load_examples
 from sam_hf.metrics import load_metric
 from sam_hf.recipes.card import card_arguments
-from sam_hf.recipes.lora import with_lora
 from sam_hf.recipes.loss import TOKENS, loss_function
+from sam_hf.recipes.model_options import with_lora
 from sam_hf.recipes.run import run_recipe, start_run
 
 

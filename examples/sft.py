@@ -14,7 +14,7 @@ from sam_hf.inputs.checkpoints import from_checkpoint
 from sam_hf.inputs.options import ExampleArguments, ModelArguments
 from sam_hf.inputs.splits import load_examples
 from sam_hf.recipes.card import trl_card_arguments
-from sam_hf.recipes.lora import with_lora
+from sam_hf.recipes.model_options import with_lora
 from sam_hf.recipes.run import run_recipe, start_run
 
 

@@ -13,8 +13,8 @@ from sam_hf.inputs.checkpoints import from_checkpoint, label_arguments
 from sam_hf.inputs.options import ExampleArguments, ModelArguments, option
 from sam_hf.inputs.tags import load_tagged, tag_metrics_function, tags_of_words, tokenize_words
 from sam_hf.recipes.card import card_arguments
-from sam_hf.recipes.lora import with_lora
 from sam_hf.recipes.loss import TOKENS, loss_function
+from sam_hf.recipes.model_options import with_lora
 from sam_hf.recipes.run import run_recipe, start_run
 
 

@@ -7,18 +7,11 @@ This file imports nothing heavy: a program must be able to set threads and devic
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import HubError, HubRefusedError, UsageError
-
-
-class PlainParser(ArgumentParser):
-    """A parser of standard options that reports wrong use as `UsageError`."""
-
-    def error(self, message: str) -> Any:
-        raise UsageError(message)
+from .config import PlainParser as PlainParser
 
 
 def parse_arguments(

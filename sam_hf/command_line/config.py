@@ -1,8 +1,9 @@
-"""Configuration files in YAML."""
+"""Configuration files in YAML, and the parser of programs with a few options."""
 
 from __future__ import annotations
 
 import re
+from argparse import ArgumentParser
 from typing import Any
 
 import yaml
@@ -41,3 +42,10 @@ def read_yaml(path: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UsageError(f"the configuration {path} must hold `option: value` lines")
     return values
+
+
+class PlainParser(ArgumentParser):
+    """A parser of standard options that reports wrong use as `UsageError`."""
+
+    def error(self, message: str) -> Any:
+        raise UsageError(message)

@@ -18,8 +18,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from ..arguments.fields import SAMArguments
 from ..errors import UsageError
-from . import PlainParser
-from .config import read_yaml
+from .config import PlainParser, read_yaml
 
 # The options that people set in finetuning runs. TrainingArguments has more than a hundred others.
 _COMMON = (

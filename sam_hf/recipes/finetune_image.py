@@ -20,9 +20,8 @@ from ..inputs.options import DataArguments, ModelArguments, option
 from ..inputs.splits import load_labelled
 from ..trainer.mixin import SAMTrainer
 from .card import card_arguments
-from .channels_last import StateLayout, to_channels_last
-from .lora import with_lora
 from .loss import loss_function
+from .model_options import StateLayout, to_channels_last, with_lora
 from .run import LabelNoise, label_columns, metrics_function, run_recipe, start_run
 
 

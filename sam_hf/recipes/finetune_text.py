@@ -16,8 +16,8 @@ from ..inputs.splits import load_labelled
 from ..inputs.texts import text_columns, tokenize_texts
 from ..trainer.mixin import SAMTrainer
 from .card import card_arguments
-from .lora import with_lora
 from .loss import loss_function
+from .model_options import with_lora
 from .run import LabelNoise, label_columns, metrics_function, run_recipe, start_run
 
 

@@ -16,7 +16,7 @@ from ..errors import UsageError
 from ..inputs.checkpoints import model_path, weights_path
 from ..inputs.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ..metrics import load_metric
-from ..trainer.checkpoint_files import last_whole_checkpoint
+from ..trainer.checkpoints import last_whole_checkpoint
 
 if TYPE_CHECKING:
     from ..inputs.labels import LabelScheme

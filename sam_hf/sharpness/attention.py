@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.utils import logging
 
-from .derivatives import first_order, graph_nodes, second_order
+from .losses import first_order, graph_nodes, second_order
 
 if TYPE_CHECKING:
     from .oracle import LossOracle

@@ -11,7 +11,7 @@ from accelerate.utils import find_batch_size
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from ..update.slices import first_dimension, slice_examples
+from ..update.groups import first_dimension, slice_examples
 from .checks import check_count
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..methods import Ascent
+from ..update.model_structure import plain_name
 from ..update.perturbation import Perturbation
-from ..update.perturbed_parameters import plain_name
 from .checks import check, check_count
 from .oracle import LossOracle
 

@@ -19,9 +19,8 @@ from ..update.perturbation import Perturbation
 from ..update.random_state import random_devices
 from .attention import FINITE_DIFFERENCE, PRODUCTS, Attention, describe_product, find_attention
 from .checks import check, chosen_parameters
-from .derivatives import KeptGraphs, first_order, second_order
 from .examples import draw, examples_in, groups_of, processes, summed
-from .losses import evaluation_loader, model_loss, trainer_loss
+from .losses import KeptGraphs, evaluation_loader, first_order, model_loss, second_order, trainer_loss
 from .measuring import measuring, preserved_random_state, seed_everything
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..update.slices import first_dimension
+from ..update.groups import first_dimension
 
 MEAN, SUM, NEITHER = "mean", "sum", "neither"
 _ABSENT = object()

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from ..arguments.fields import SAMArguments
 from ..arguments.schedules import method_class, uses_auto_radius
 from ..methods import Method
-from ..tensors.first_moment import check_keeps_first_moment
 from ..tensors.lists import local
-from ..tensors.step_length import StepLength
+from ..tensors.optimizers import StepLength, check_keeps_first_moment
 
 # Its name in a checkpoint. The numbers of methods have other names
 _STEP_LENGTH = "last_step_length"
@@ -23,7 +22,7 @@ class MethodLifecycle:
     Keeps one method over a run, and makes a new one if its arguments change.
 
     Attributes:
-        step_length ([`~sam_hf.tensors.step_length.StepLength`] or `None`): measures the steps of this run's optimizer,
+        step_length ([`~sam_hf.tensors.optimizers.StepLength`] or `None`): measures the steps of this run's optimizer,
             if the radius follows them.
     """
 

@@ -23,9 +23,8 @@ from ..tensors.rounding import StochasticRounding
 from ..update.ascent_window import AscentWindow
 from ..update.gradients import is_fsdp
 from ..update.groups import GroupSize
-from ..update.momentum_window import MomentumWindow
-from ..update.window import PlainWindow, Window
-from .checkpoint_mixin import CheckpointMixin
+from ..update.window import MomentumWindow, PlainWindow, Window
+from .checkpoints import CheckpointMixin
 from .method_lifecycle import MethodLifecycle
 from .refusals import check_supported
 from .run_warnings import RunWarnings

@@ -13,14 +13,12 @@ from torch import Tensor, nn
 from ..compat import loss_shifts_labels, prepare_inputs, uncounted
 from ..tensors.rounding import LOW_PRECISION
 from ..update.gradients import no_broadcast
-from ..update.groups import Piece
-from ..update.model_structure import ModelStructure
-from ..update.perturbed_parameters import perturbed_parameters
+from ..update.groups import Piece, first_dimension
+from ..update.model_structure import ModelStructure, perturbed_parameters
 from ..update.random_state import RandomState
 from ..update.runner import PassRunner
 from ..update.running_means import RunningMeans
 from ..update.running_statistics import statistics_frozen, statistics_held
-from ..update.slices import first_dimension
 from .loss_weights import MEAN, NEITHER, SUM, count_labels, label_share, loss_reduction, weighted_by
 
 

@@ -11,7 +11,7 @@ from transformers import Trainer
 from sam_hf import SAMArguments
 from sam_hf.arguments.schedules import AUTO_SHARE, uses_auto_radius
 from sam_hf.methods import METHODS
-from sam_hf.tensors.step_length import StepLength
+from sam_hf.tensors.optimizers import StepLength
 
 AUTO = {"sam_rho_schedule": "auto"}
 

@@ -23,7 +23,7 @@ from transformers import (
 from sam_hf import SAMArguments
 from sam_hf.arguments.schedules import radius_at
 from sam_hf.methods import METHODS
-from sam_hf.update.perturbed_parameters import left_out
+from sam_hf.update.model_structure import left_out
 
 KNOWN = [method for method in METHODS if method in DEFAULTS]
 TWO_PASSES = [method for method in KNOWN if method != "msam"]

@@ -11,7 +11,7 @@ from torch.nn import Conv2d
 
 import sam_hf
 from sam_hf.errors import UsageError
-from sam_hf.recipes.channels_last import to_channels_last
+from sam_hf.recipes.model_options import to_channels_last
 
 # The large epsilon keeps Adam from taking a full step where a gradient is hardly more than rounding
 OPTIONS = (

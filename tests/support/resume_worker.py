@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tiny import bert, sentences, snapshot, trainer_of
 
-from sam_hf.trainer.checkpoint_files import last_whole_checkpoint
+from sam_hf.trainer.checkpoints import last_whole_checkpoint
 
 UPDATES = 24
 

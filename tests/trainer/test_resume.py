@@ -15,7 +15,7 @@ from tiny import assert_same, bert, sentences, snapshot, trained, trainer_of
 from transformers import Trainer
 
 import sam_hf.trainer
-from sam_hf.trainer.checkpoint_files import last_whole_checkpoint
+from sam_hf.trainer.checkpoints import last_whole_checkpoint
 
 RUN = {
     "optim": "adamw_torch",

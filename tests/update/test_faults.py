@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback
 
 import sam_hf.update.perturbation
 from sam_hf import SAMTrainer
-from sam_hf.trainer.checkpoint_files import last_whole_checkpoint
+from sam_hf.trainer.checkpoints import last_whole_checkpoint
 
 ASCENT, DESCENT = 1, 2
 

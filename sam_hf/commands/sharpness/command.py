@@ -26,12 +26,11 @@ from ...recipes.loss import loss_function
 from ...reports import page
 from ...reports.environment import environment
 from ...sharpness import LossOracle, loss_between
-from . import tables
 from .examples import Examples, batches_for, load_examples, scheme_of
 from .measurements import measure_hessian, measure_landscape, measure_neighborhood, products_besides_eigenvalues
 from .models import Checkpoint, check_labels, find_checkpoint, load_model
 from .options import ARGUMENT_TYPES, MeasuredExamples, MeasuredModels, Measurements
-from .page import draw_pictures, write_page
+from .page import draw_pictures, glance, models_by_name, write_page
 
 
 @dataclass
@@ -197,7 +196,7 @@ def _settings(
 def _show(result: ResultFile) -> None:
     """Print the main numbers, and write the pictures and the page."""
     content = _finite(result.content)
-    print(f"\n{page.aligned(tables.glance(tables.models_by_name(content), ('2', 'inf')))}")
+    print(f"\n{page.aligned(glance(models_by_name(content), ('2', 'inf')))}")
     print(f"numbers written to {result.path}")
     if page.can_draw():
         folder = result.path.parent
