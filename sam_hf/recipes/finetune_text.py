@@ -23,7 +23,7 @@ from .run import LabelNoise, label_columns, metrics_function, run_recipe, start_
 
 @dataclass
 class TextArguments(DataArguments):
-    text_column: str | None = option(None, "Column with the text. Default: the first column of strings.")
+    text_column: str | None = option(None, "Column with the text. Default: all columns of strings, at most two.")
     text_pair_column: str | None = option(None, "Column with the second text of a pair.")
     max_seq_length: int = option(128, "Longer texts are cut to this many tokens.")
 
