@@ -11,7 +11,7 @@ class BrokenImageError(UsageError):
     """An image that cannot be decoded."""
 
     def __init__(self, message: str):
-        # A DataLoader worker's exception is raised again in the main process, with the worker's traceback as its message
+        # The main process raises a DataLoader worker's exception again, with the worker's traceback as its message
         super().__init__(message.strip().rpartition(f"{type(self).__name__}: ")[2])
 
 
