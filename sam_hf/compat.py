@@ -62,3 +62,12 @@ def prepare_inputs(trainer: Any, inputs: Any) -> Any:
     `compute_loss` is public and expects prepared inputs; Trainer's preparation, which its subclasses extend, is not.
     """
     return trainer._prepare_inputs(inputs)
+
+
+def count_items(trainer: Any, batch: Any) -> Any:
+    """
+    Return the number of items that normalises the loss of a batch, or `None` where Trainer counts none.
+
+    The public `get_batch_samples` counts too, but SAMMixin begins an update there.
+    """
+    return trainer._get_num_items_in_batch([batch], trainer.args.device)

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from ..compat import count_items, prepare_inputs
 from ..update.gradients import dense
+
+logger = logging.get_logger(__name__)
 
 
 def model_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -26,14 +29,13 @@ def model_loss(model: nn.Module, batch: Any) -> Tensor:
 
 def trainer_loss(trainer: Any, model: nn.Module, batch: Any) -> Tensor:
     """Return the mean loss of this process's batch from `compute_loss`, called as in Trainer's evaluation."""
-    # Trainer's own evaluation calls these two private methods. There is no public way to this loss with its graph:
-    # `prediction_step` detaches it, and SAMMixin begins an update in `get_batch_samples`, which counts the labels
-    batch = trainer._prepare_inputs(dict(batch))
+    # There is no public way to this loss with its graph: `prediction_step` detaches it
+    batch = prepare_inputs(trainer, dict(batch))
     args = trainer.args
     # Otherwise the labels are counted over all processes, which may not have as many batches as this one
     average, args.average_tokens_across_devices = args.average_tokens_across_devices, False
     try:
-        items = None if args.n_gpu > 1 else trainer._get_num_items_in_batch([batch], args.device)
+        items = None if args.n_gpu > 1 else count_items(trainer, batch)
         return trainer.compute_loss(model, batch, num_items_in_batch=items)
     finally:
         args.average_tokens_across_devices = average
@@ -48,9 +50,6 @@ def evaluation_loader(trainer: Any, dataset: Any) -> Any:
         return trainer.get_eval_dataloader(dataset)
     finally:
         args.dataloader_persistent_workers = persistent
-
-
-logger = logging.get_logger(__name__)
 
 
 def first_order(loss: Tensor, weights: Sequence[nn.Parameter], create_graph: bool = False) -> list[Tensor]:

@@ -12,7 +12,7 @@ from .lists import add, copies, local
 from .norms import global_norm
 
 # SGD and Muon; Adam and most optimizers modelled on it, Lion, Adafactor with beta1
-_NAMES = ("momentum_buffer", "exp_avg")
+_FIRST_MOMENTS = ("momentum_buffer", "exp_avg")
 
 
 def first_moments(optimizer: Any, parameters: Sequence[Tensor]) -> dict[Tensor, Tensor]:
@@ -25,7 +25,7 @@ def first_moments(optimizer: Any, parameters: Sequence[Tensor]) -> dict[Tensor, 
     moments: dict[Tensor, Tensor] = {}
     for parameter in parameters:
         state = optimizer.state.get(parameter, {})
-        moment = next((state[name] for name in _NAMES if isinstance(state.get(name), Tensor)), None)
+        moment = next((state[name] for name in _FIRST_MOMENTS if isinstance(state.get(name), Tensor)), None)
         if moment is not None and moment.shape == parameter.shape and moment.is_floating_point():
             moments[parameter] = moment
         elif state:
@@ -51,8 +51,8 @@ def _message(optimizer: Any) -> str:
     inner = getattr(optimizer, "optimizer", optimizer)
     return (
         f"sam_method='msam' perturbs along the optimizer's first moment, but {type(inner).__name__} keeps none "
-        f"({' or '.join(_NAMES)}). Use AdamW, SGD with momentum (optim='sgd', optim_args='momentum=0.9'), or another "
-        "sam_method."
+        f"({' or '.join(_FIRST_MOMENTS)}). Use AdamW, SGD with momentum (optim='sgd', optim_args='momentum=0.9'), or "
+        "another sam_method."
     )
 
 

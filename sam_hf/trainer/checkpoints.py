@@ -29,6 +29,11 @@ from .method_lifecycle import MethodLifecycle
 
 logger = logging.get_logger(__name__)
 
+if TYPE_CHECKING:
+    _Trainer = Trainer
+else:
+    _Trainer = object
+
 STATE_NAME = "sam_state.json"
 _VERSION = 1
 _KEYS = {"version": int, "method": str, "world_size": int, "tensors": bool}
@@ -121,14 +126,6 @@ def _what_is_missing(checkpoint: Path) -> str | None:
         if not zipfile.is_zipfile(checkpoint / f"rng_state_{rank}.pth"):
             return f"it has no readable rng_state_{rank}.pth"
     return None
-
-
-logger = logging.get_logger(__name__)
-
-if TYPE_CHECKING:
-    _Trainer = Trainer
-else:
-    _Trainer = object
 
 
 class CheckpointMixin(_Trainer):

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from .random_state import RandomState
 
+_CANNOT = "sam_ascent_fraction and sam_m cannot cut this batch into examples"
+_INSTEAD = "Leave sam_ascent_fraction out, and give a sam_m that is a multiple of per_device_train_batch_size."
+
 
 @dataclass
 class Piece:
@@ -154,10 +157,6 @@ def _with_batch(piece: Piece, batch: dict[str, Any]) -> Piece:
         piece.ascent_inputs = slice_examples(batch, 0, first_dimension(piece.ascent_inputs))
     piece.inputs = piece.micro_batch = batch
     return piece
-
-
-_CANNOT = "sam_ascent_fraction and sam_m cannot cut this batch into examples"
-_INSTEAD = "Leave sam_ascent_fraction out, and give a sam_m that is a multiple of per_device_train_batch_size."
 
 
 def first_dimension(batch: Mapping[str, Any]) -> int:

@@ -13,6 +13,7 @@ from ...plots import data as plot_data
 from ...reports import page
 from ...reports.page import Table, measured, number
 
+Result = Mapping[str, Any]
 Models = Mapping[str, Mapping[str, Any]]
 RowKey = tuple[str, float, float]  # p, ρ and m; 0 where a row has no ρ or no m
 
@@ -170,9 +171,6 @@ def _ratio(first: tuple[Any, Any], second: tuple[Any, Any]) -> str:
     errors = [float(e) for e in (error_a, error_b) if isinstance(e, int | float) and math.isfinite(e)]
     relative = math.hypot(errors[0] / a, errors[1] / b) if len(errors) == 2 else 0
     return measured(a / b, a / b * relative) if relative > 1e-3 else number(a / b, 3)
-
-
-Result = Mapping[str, Any]
 
 
 def draw_pictures(result: Result, folder: str | Path) -> list[page.Picture]:
