@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..plots.data import legend_names
-from ..plots.style import COLORS, COLUMN, LABEL, MARKERS, TICK, dress, look
+from ..plots.style import COLUMN, LABEL, dress, figure_legend, look
+from .plan import percent
 from .statistics import CONFIDENCE
 
 if TYPE_CHECKING:
@@ -24,20 +25,20 @@ def draw_against_noise(samples: Mapping[str, Mapping[float, Sample]], *, metric:
         metric (`str`): label of the y axis.
         factor (`float`, *optional*, defaults to `1.0`): what values are multiplied by, `100` for percent.
     """
-    figure = _figure(1.6 * COLUMN, 3.2 + 0.2 * -(-len(samples) // 3))
+    figure = _figure(1.6 * COLUMN, 3.2)
     ax = figure.add_subplot()
     rates = sorted({rate for by_rate in samples.values() for rate in by_rate})
     names = legend_names(samples)
     handles = {}
     for index, (name, by_rate) in enumerate(samples.items()):
-        # Variants stand side by side, so that their error bars do not hide each other
-        shift = 0.4 * (index - (len(samples) - 1) / 2) / max(len(samples), 2)
-        points = [(rates.index(r) + shift, sample) for r, sample in sorted(by_rate.items()) if sample.mean is not None]
+        # Each point is exactly at its rate. Bars that cover each other can be told apart by the widths of their caps
+        caps = 1.5 + 3 * index / max(1, len(samples) - 1)
+        points = [(rates.index(r), sample) for r, sample in sorted(by_rate.items()) if sample.mean is not None]
         if points:
-            handles[names[name]] = _points(ax, points, factor, _look(index))
-    ax.set_xticks(range(len(rates)), [f"{rate:.0%}" for rate in rates])
+            handles[names[name]] = _points(ax, points, factor, {**look(index), "capsize": caps})
+    ax.set_xticks(range(len(rates)), [percent(rate) for rate in rates])
     dress(ax, "label noise in training", metric)
-    _legend(figure, handles)
+    figure_legend(figure, handles, "outside lower center", columns=3)
     return ax
 
 
@@ -56,7 +57,7 @@ def draw_differences(
     variants = list(dict.fromkeys(name for panel in panels.values() for name in panel))
     opponents = list(dict.fromkeys(o for panel in panels.values() for row in panel.values() for o in row))
     names = legend_names(variants)
-    figure = _figure(1.3 + 1.9 * len(panels), 1.1 + 0.3 * len(variants))
+    figure = _figure(1.3 + 1.9 * len(panels), 0.9 + 0.3 * len(variants))
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     handles: dict[str, Any] = {}
     for ax, (heading, panel) in zip(axes, panels.items(), strict=True):
@@ -71,7 +72,7 @@ def draw_differences(
     axes[0].set_yticks(range(len(variants)), [names[name] for name in variants])
     axes[0].set_ylim(len(variants) - 0.4, -0.6)
     figure.supxlabel(xlabel, fontsize=LABEL)
-    _legend(figure, handles, "outside upper center", columns=2)
+    figure_legend(figure, handles, "outside upper center", columns=2)
     return axes[0]
 
 
@@ -104,16 +105,16 @@ def draw_against_compute(
     names = legend_names(variants)
     costs = [compute for panel in panels.values() for compute, _ in panel.values()]
     width = (max(costs) - min(costs)) or max(costs)
-    figure = _figure(0.6 + 2.4 * columns, 0.6 + 2.2 * lines + 0.2 * -(-len(variants) // 3))
+    figure = _figure(0.6 + 2.4 * columns, 0.6 + 2.2 * lines)
     axes = figure.subplots(lines, columns, squeeze=False)
     handles: dict[str, Any] = {}
     for ax, (heading, panel) in zip(axes.flat, panels.items(), strict=False):
         for name, (compute, sample) in panel.items():
             index = variants.index(name)
             equal = [other for other, (cost, _) in panel.items() if cost == compute]  # drawn side by side
-            x = compute + 0.02 * width * (equal.index(name) - (len(equal) - 1) / 2)
+            x = compute + min(0.02, 0.2 / len(equal)) * width * (equal.index(name) - (len(equal) - 1) / 2)
             if sample.mean is not None:
-                style = {**_look(index), "linestyle": "none", "markersize": 4.5}
+                style = {**look(index), "linestyle": "none", "markersize": 4.5, "capsize": 2}
                 handles[name] = _points(ax, [(x, sample)], factor, style)
         ax.set_xlim(min(costs) - 0.13 * width, max(costs) + 0.13 * width)
         ax.set_title(heading, fontsize=LABEL)
@@ -121,7 +122,8 @@ def draw_against_compute(
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
     figure.supylabel(metric, fontsize=LABEL)
-    _legend(figure, {names[name]: handles[name] for name in variants if name in handles})
+    drawn = {names[name]: handles[name] for name in variants if name in handles}
+    figure_legend(figure, drawn, "outside lower center", columns=3)
     return axes[0][0]
 
 
@@ -129,16 +131,7 @@ def _points(ax: Axes, points: Sequence[tuple[float, Sample]], factor: float, sty
     """Draw means with their standard deviations, if any."""
     means = [factor * (sample.mean or 0.0) for _, sample in points]
     deviations = [factor * (sample.deviation or 0.0) for _, sample in points]
-    return ax.errorbar([x for x, _ in points], means, yerr=deviations, capsize=2, elinewidth=0.8, **style)
-
-
-def _legend(figure: Any, handles: Mapping[str, Any], loc: str = "outside lower center", columns: int = 3) -> None:
-    figure.legend(list(handles.values()), list(handles), loc=loc, ncols=columns, fontsize=TICK, frameon=False)
-
-
-def _look(index: int) -> dict[str, Any]:
-    """Return `look`, with other markers each time that the colours begin again."""
-    return {**look(index), "marker": MARKERS[(index + 3 * (index // len(COLORS))) % len(MARKERS)]}
+    return ax.errorbar([x for x, _ in points], means, yerr=deviations, elinewidth=0.8, **style)
 
 
 def _figure(width: float, height: float) -> Any:

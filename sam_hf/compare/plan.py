@@ -63,7 +63,7 @@ class Run:
     @property
     def key(self) -> str:
         """A hash of all that the result depends on, 12 hexadecimal digits. Runs with the same key are the same run."""
-        content = json.dumps([self.recipe, _canonical(dict(self.options))], sort_keys=True)
+        content = json.dumps([self.recipe, _canonical(dict(self.options))], sort_keys=True, default=str)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     @property
@@ -160,6 +160,19 @@ class Plan:
             if choice is not None
         }
 
+    def all_runs(self) -> list[Run]:
+        """Return all runs of the search, and the runs to report for every choice that it may make."""
+        return [
+            *self.selection_runs(),
+            *(
+                self.final_run(variant.name, choice, noise, seed)
+                for variant in self.variants.values()
+                for choice in variant.grid
+                for noise in self.label_noise
+                for seed in self.seeds
+            ),
+        ]
+
     def final_runs(self, chosen: Choices) -> list[Run]:
         """Return the runs to report whose choices are known."""
         known = self.known_choices(chosen).items()
@@ -172,6 +185,11 @@ class Plan:
 def describe(choice: Mapping[str, Any]) -> str:
     """Return a choice as text, such as `sam_rho=0.01, learning_rate=0.0001`."""
     return ", ".join(f"{key}={value}" for key, value in choice.items())
+
+
+def percent(share: float) -> str:
+    """Return a share as text. Different shares give different texts, which `:.0%` does not."""
+    return f"{100 * share:.6g}%"
 
 
 def split_grid(options: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[dict[str, Any], ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,11 @@ class Records:
     The records in a folder. They are found by the keys of their runs, whatever the names of their files are.
 
     Args:
-        folder (`Path`): `OUT/runs`. It is made if it does not exist.
+        folder (`Path`): `OUT/runs`. It is made when the first record is written.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
         self._by_key: dict[str, dict[str, Any]] = {}
         for file in sorted(folder.glob("*.json")):
             try:
@@ -45,6 +44,10 @@ class Records:
         record = self.get(run)
         return record if record is not None and record["status"] == FINISHED else None
 
+    def others(self, runs: Iterable[Run]) -> int:
+        """Return the number of records that belong to none of `runs`."""
+        return len(self._by_key.keys() - {run.key for run in runs})
+
     def add(self, run: Run, content: Mapping[str, Any]) -> dict[str, Any]:
         """Write the record of `run`. An incomplete file is never left under the record's name."""
         record = {
@@ -58,6 +61,7 @@ class Records:
             **content,
             "options": dict(run.options),
         }
+        self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"{run.name}.json"
         unfinished = file.with_suffix(f".{os.getpid()}.tmp")
         unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

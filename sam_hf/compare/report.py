@@ -9,7 +9,7 @@ from typing import Any
 from ..reports import page
 from ..reports.page import Table
 from . import pictures
-from .plan import Plan, describe
+from .plan import Plan, describe, percent
 from .records import Records
 from .search import Candidate
 from .statistics import Difference, verdict
@@ -48,7 +48,7 @@ def _glance(plan: Plan, rows: list[Row]) -> dict[str, Table]:
             if any(by_noise.values()):
                 lines.append([name, *(_marked(plan, show, by_noise.get(noise)) for noise in plan.label_noise)])
         if lines:
-            tables[opponent] = Table(["label noise", *(f"{noise:.0%}" for noise in plan.label_noise)], lines)
+            tables[opponent] = Table(["label noise", *(percent(noise) for noise in plan.label_noise)], lines)
     return tables
 
 
@@ -64,7 +64,9 @@ def _draw(plan: Plan, rows: list[Row]) -> dict[str, Any]:
     show, axes = Format(plan.metric), {}
     metric = f"{plan.metric} ({show.unit}), final epoch" if show.is_share else f"{plan.metric}, final epoch"
     rows_of = {noise: [row for row in rows if row.label_noise == noise] for noise in plan.label_noise}
-    panels = {f"label noise {noise:.0%}": rows_of_noise for noise, rows_of_noise in rows_of.items() if rows_of_noise}
+    panels = {
+        f"label noise {percent(noise)}": rows_of_noise for noise, rows_of_noise in rows_of.items() if rows_of_noise
+    }
     if len(panels) > 1:
         samples: dict[str, dict[float, Any]] = {row.variant: {} for row in rows}
         for row in rows:
@@ -109,7 +111,7 @@ def _settings(plan: Plan) -> dict[str, Any]:
         "recipe": plan.recipe,
         "metric": plan.metric,
         "seeds": ", ".join(map(str, plan.seeds)),
-        "label noise": ", ".join(f"{noise:.0%}" for noise in plan.label_noise),
+        "label noise": ", ".join(percent(noise) for noise in plan.label_noise),
     }
     variants = {
         name: describe(options) or "no option of its own" for name, options in zip(plan.variants, own, strict=True)

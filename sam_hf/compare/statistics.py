@@ -49,8 +49,9 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
     """
     Return `values` − `baseline` over their common seeds, `None` if there are none.
 
-    If all differences are equal, which accuracies on few examples can be, the t test has no standard error. Then p is
-    1 if the differences are 0; otherwise there is neither an interval nor a p-value.
+    If all differences are equal, which accuracies on few examples can be, the t test has no standard error. Then there
+    is no interval: one without width would claim that the difference is known exactly. p is 1 if the differences are
+    0; otherwise there is no p-value either.
     """
     from scipy import stats
 
@@ -64,7 +65,7 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
         return Difference(1, mean, None, None, None)
     # A spread of rounding errors counts as none: 0.8 − 0.7 and 0.9 − 0.8 differ in the last bit
     if differences.std(ddof=1) / np.sqrt(n) <= 1e-12 * np.abs(differences).max():
-        return Difference(n, mean, 0.0, 0.0, 1.0) if mean == 0 else Difference(n, mean, None, None, None)
+        return Difference(n, mean, None, None, 1.0 if mean == 0 else None)
     test = stats.ttest_1samp(differences, 0)
     interval = test.confidence_interval(CONFIDENCE)
     return Difference(n, mean, float(interval.low), float(interval.high), float(test.pvalue))

@@ -27,6 +27,7 @@ class Row:
     Attributes:
         choice: what the search chose, empty if there was no search.
         seeds, failed: the seeds whose runs have finished, and those whose runs failed.
+        diverged: the finished seeds whose metric or loss is not finite at the last epoch.
         values: by moment (`"final"` or `"best"` epoch) and seed, the plan's metric.
         samples: by moment.
         against_baseline, at_equal_compute: by moment, the paired difference from the baseline as it was written, and
@@ -44,6 +45,7 @@ class Row:
     choice: Mapping[str, Any]
     seeds: tuple[int, ...]
     failed: tuple[int, ...]
+    diverged: tuple[int, ...]
     values: Mapping[str, Mapping[int, float]]
     samples: Mapping[str, Sample]
     against_baseline: Mapping[str, Difference | None]
@@ -57,6 +59,8 @@ class Row:
 
     def as_json(self, greater_is_better: bool) -> dict[str, Any]:
         content = asdict(self)
+        if not self.diverged:  # most results have none
+            del content["diverged"]
         for name in _OPPONENTS:
             for moment, difference in getattr(self, name).items():
                 if difference is not None:
@@ -109,6 +113,7 @@ def _row(
         choice=choice if len(grid) > 1 else {},
         seeds=tuple(sorted(by_seed)),
         failed=failed,
+        diverged=tuple(seed for seed in sorted(by_seed) if _has_diverged(plan, by_seed[seed])),
         values=values,
         samples={moment: Sample.of(list(values[moment].values())) for moment in MOMENTS},
         against_baseline=differences(plan.baseline),
@@ -134,6 +139,15 @@ def _values(plan: Plan, by_seed: Mapping[int, dict]) -> dict[str, dict[int, floa
         if finite:
             values["best"][seed] = max(finite) if plan.greater_is_better else min(finite)
     return values
+
+
+def _has_diverged(plan: Plan, record: Mapping[str, Any]) -> bool:
+    """
+    Return whether the last evaluation has a metric or a loss that is not finite. A classifier whose outputs are NaN
+    still has a finite accuracy, that of always answering the first class.
+    """
+    last = record["evaluations"][-1]
+    return not all(math.isfinite(last.get(name, 0.0)) for name in (plan.metric, "eval_loss"))
 
 
 def _adjusted(rows: list[Row]) -> list[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..reports.page import Table, render
-from .plan import Plan, describe
+from .plan import Plan, describe, percent
 from .search import Candidate
 from .statistics import Difference, Sample, verdict
 from .summary import Row, comparisons
@@ -53,11 +53,12 @@ def shared_content(plan: Plan, rows: list[Row], candidates: list[Candidate]) -> 
     by_noise = {noise: [row for row in rows if row.label_noise == noise] for noise in plan.label_noise}
     return {
         "tables": {
-            f"{noise:.0%}": (_results(plan, rows_of_noise), _differences(plan, rows_of_noise))
+            percent(noise): (_results(plan, rows_of_noise), _differences(plan, rows_of_noise))
             for noise, rows_of_noise in by_noise.items()
             if rows_of_noise
         },
         "comparisons": comparisons(rows),
+        "diverged": sum(len(row.diverged) for row in rows),
         "select": plan.select if candidates else None,
         "search": _search(plan, candidates),
         "at_edges": _at_edges(plan, candidates),
@@ -70,7 +71,7 @@ def _results(plan: Plan, rows: list[Row]) -> Table:
     lines = [
         [
             row.variant + (f" ({describe(row.choice)})" if row.choice else ""),
-            f"{len(row.seeds)}" + (f" ({len(row.failed)} failed)" if row.failed else ""),
+            _count(row),
             show.sample(row.samples["final"]),
             show.sample(row.samples["best"]),
             f"{row.compute:g}",
@@ -95,7 +96,7 @@ def _differences(plan: Plan, rows: list[Row]) -> Table:
                         row.variant,
                         plan.baseline if kind == "against_baseline" else f"{row.twin} (equal compute)",
                         verdict(final, plan.greater_is_better),
-                        *(show.difference(final), _p(final.p), _p(final.adjusted_p), str(final.n)),
+                        *(show.difference(final), _p(final.p), _p(final.adjusted_p), _pairs(plan, final)),
                         *(show.difference(best), _p(best.adjusted_p if best else None)),
                     ]
                 )
@@ -103,20 +104,32 @@ def _differences(plan: Plan, rows: list[Row]) -> Table:
     return Table([*header, "best epoch [95%]", "p by Holm"], lines)
 
 
+def _count(row: Row) -> str:
+    """Return the number of values in the mean, and how many seeds failed or diverged."""
+    lost = [f"{len(seeds)} {what}" for what, seeds in (("failed", row.failed), ("diverged", row.diverged)) if seeds]
+    return f"{row.samples['final'].n}" + (f" ({', '.join(lost)})" if lost else "")
+
+
+def _pairs(plan: Plan, difference: Difference) -> str:
+    whole = len(plan.seeds)
+    return str(difference.n) if difference.n == whole else f"{difference.n} of {whole}"
+
+
 def _search(plan: Plan, candidates: list[Candidate]) -> Table:
     show, rows = Format(plan.metric), []
     for c in candidates:
         seeds = len(plan.select.seeds) if plan.select is not None else 0
-        score = f"{len(c.scores)} of {seeds} runs" if c.score is None else show.value(c.score)
-        rows.append([c.variant, f"{c.label_noise:.0%}", describe(c.choice), score, "yes" if c.chosen else ""])
+        unknown = "diverged" if len(c.scores) == seeds else f"{len(c.scores)} of {seeds} runs"
+        score = unknown if c.score is None else show.value(c.score)
+        rows.append([c.variant, percent(c.label_noise), describe(c.choice), score, "yes" if c.chosen else ""])
     return Table(["variant", "label noise", "choice", f"{plan.metric}, mean", "chosen"], rows)
 
 
 def _at_edges(plan: Plan, candidates: list[Candidate]) -> list[str]:
     """Name the chosen values at an end of their grid: a better value may lie outside of the grid."""
     return [
-        f"The search chose {key}={value} for {c.variant} at label noise {c.label_noise:.0%}. This is an end of its "
-        "grid: a better value may lie outside of it."
+        f"The search chose {key}={value} for {c.variant} at label noise {percent(c.label_noise)}. This is an end of "
+        "its grid: a better value may lie outside of it."
         for c in candidates
         if c.chosen
         for key, value in c.choice.items()

@@ -110,10 +110,16 @@ def execute_run(run: Run, settings: WorkerSettings) -> dict[str, Any]:
         return content
     except (Exception, SystemExit) as error:
         traceback.print_exc()
-        return {"status": FAILED, "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+        return {"status": FAILED, "error": _in_one_line(error), "traceback": traceback.format_exc()}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         sys.stdout.flush()
+
+
+def _in_one_line(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"the recipe ended with exit status {error.code}; the log of its worker says why"
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def write_config(run: Run, folder: Path, save_model: bool = False) -> Path:

@@ -47,7 +47,7 @@ def draw_spectral_density(
     curves = {name: data.curve(name, curve) for name, curve in data.not_empty(spectra).items()}
     limits = data.density_limits([density for _, density in curves.values()])
     marked, labels = lambda_max or {}, legend_names(curves)
-    ax = _axes(ax)
+    grow, ax = ax is None, _axes(ax)
     handles = []
     for index, (name, (values, density)) in enumerate(curves.items()):
         color, line = COLORS[index % len(COLORS)], LINES[index % len(LINES)]
@@ -63,7 +63,7 @@ def draw_spectral_density(
     ax.set_yticks([], minor=True)
     ax.set_ylim(*limits)
     dress(ax, "eigenvalue λ (loss / weight²)", "density (1/λ)")
-    return style.legend(ax, handles)
+    return style.legend(ax, handles, grow)
 
 
 def draw_loss_slices(
@@ -82,7 +82,7 @@ def draw_loss_slices(
         loss (`str`, *optional*, defaults to `"loss"`): the loss and its unit, for example "cross-entropy (nats)".
         ax (`Axes`, *optional*): the Axes to draw on.
     """
-    ax = _axes(ax)
+    grow, ax = ax is None, _axes(ax)
     handles = []
     for index, (name, curve) in enumerate(data.not_empty(slices).items()):
         handles += ax.plot(*data.curve(name, curve), **style.look(index), label=legend_names(slices)[name])
@@ -90,7 +90,7 @@ def draw_loss_slices(
     style.log_if_wide(ax, [line.get_ydata() for line in handles])
     ax.xaxis.set_major_locator(MaxNLocator(5))
     dress(ax, xlabel, loss)
-    return style.legend(ax, handles)
+    return style.legend(ax, handles, grow)
 
 
 def draw_loss_between(
@@ -144,7 +144,7 @@ def draw_m_sharpness(
         rho (`float`, *optional*): the radius for the label.
         ax (`Axes`, *optional*): the Axes to draw on.
     """
-    ax = _axes(ax)
+    grow, ax = ax is None, _axes(ax)
     handles: list[Any] = []
     drawn: list[np.ndarray] = []
     labels = legend_names(data.not_empty(rows))
@@ -166,7 +166,7 @@ def draw_m_sharpness(
     style.log_if_wide(ax, drawn, 30)
     ball = f"‖ε‖{'$_2$' if float(p) == 2 else '$_∞$'} ≤ {'ρ' if rho is None else number(rho)}"
     dress(ax, "m, examples that share one ε", f"max L(w+ε) − L(w), {ball}\n(units of the loss)")
-    return style.legend(ax, handles)
+    return style.legend(ax, handles, grow)
 
 
 def draw_loss_surfaces(
@@ -190,7 +190,7 @@ def draw_loss_surfaces(
         axes (`Sequence[Axes]`, *optional*): the Axes to draw on, one per surface, in one figure.
     """
     grids = {name: data.grid(name, *surface) for name, surface in data.not_empty(surfaces).items()}
-    axes = _row_of_axes(len(grids)) if axes is None else list(axes)
+    grow, axes = axes is None, _row_of_axes(len(grids)) if axes is None else list(axes)
     if len(axes) != len(grids):
         raise ValueError(f"{len(axes)} axes were given for {len(grids)} surfaces. Give one for each.")
     steps, scale = data.shared_levels([values for *_, values in grids.values()], levels, _rounded_levels)
@@ -211,7 +211,8 @@ def draw_loss_surfaces(
     bar.set_label(loss, fontsize=LABEL)
     bar.ax.tick_params(labelsize=TICK)
     bar.ax.minorticks_off()
-    style.legend(axes[0], axes[0].get_lines(), below=True)
+    markers = {str(line.get_label()): line for line in axes[0].get_lines()}
+    style.figure_legend(axes[0].figure, markers, "outside lower center", 2, grow)
     return axes
 
 
@@ -235,6 +236,7 @@ def draw_training_curves(
     keys = data.logged(data.not_empty(histories)) if keys is None else list(keys)
     if not keys or set(keys) - set(CURVES):
         raise ValueError(f"keys={keys} is not allowed: it must be some of {', '.join(CURVES)} that a run logged.")
+    grow = axes is None
     if axes is None:
         figure = Figure(figsize=(COLUMN * 1.25, 0.5 + 1.35 * len(keys)), layout="constrained")
         axes = list(figure.subplots(len(keys), 1, sharex=True, squeeze=False)[:, 0])
@@ -253,7 +255,7 @@ def draw_training_curves(
                 look |= open_marker | {"label": f"{labels[name]}: evaluation"}
                 handles += ax.plot(*data.history(entries, "eval_loss"), **look)
         dress(ax, "update" if ax is axes[-1] else "", CURVES[key])
-    style.legend(axes[0], handles)
+    style.legend(axes[0], handles, grow)
     return list(axes)
 
 
@@ -280,7 +282,7 @@ def save(figure: Figure, folder: str | Path, name: str) -> tuple[Path, Path]:
 
 
 def _axes(ax: Axes | None) -> Axes:
-    return Figure(figsize=(COLUMN, 2.7), layout="constrained").add_subplot() if ax is None else ax
+    return Figure(figsize=(COLUMN, 2.45), layout="constrained").add_subplot() if ax is None else ax
 
 
 def _row_of_axes(count: int) -> list[Axes]:

@@ -55,6 +55,15 @@ def test_what_cannot_be_tested_is_not_called_better(values, baseline, expected):
     assert verdict(difference, True) == expected
 
 
+@pytest.mark.parametrize("gain", [0.0, 0.1])
+def test_equal_differences_have_no_interval(gain):
+    """Two seeds with equal results would give one without width: the difference would seem to be known exactly."""
+    difference = paired_difference({0: 0.8 + gain, 1: 0.9 + gain}, {0: 0.8, 1: 0.9})
+    assert (difference.n, difference.mean) == (2, pytest.approx(gain))
+    assert difference.low is None and difference.high is None
+    assert difference.p == (1.0 if gain == 0 else None)
+
+
 @pytest.mark.parametrize(
     ("mean", "p", "adjusted", "greater", "expected"),
     [
