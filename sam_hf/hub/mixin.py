@@ -8,16 +8,16 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import RepoCard
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 from transformers.utils.hub import hf_api
 
 from ..errors import HubError, HubRefusedError
-from .card_names import data_arguments, local_base_models, remove_local_names
+from .card_names import data_arguments, local_base_models
 from .messages import failure_reason, is_refusal, status_of, token_kept_out_of_files, upload_command
-from .model_card import complete_card
+from .model_card import CardFacts, complete_card, sam_was_used
+from .own_cards import CARD, complete_if_written, complete_own_cards, written_at
 
 logger = logging.get_logger(__name__)
 
@@ -67,6 +67,13 @@ class HubMixin(_Trainer):
             self.hub_model_id = None  # the next push tries again
             raise self._hub_error(error, token) from error
 
+    def train(self, *args, **kwargs) -> Any:
+        """See [`~transformers.Trainer.train`]. Cards that the model writes itself then say how SAM was used too."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._complete_own_cards()
+
     def push_to_hub(
         self,
         commit_message: str | None = "End of training",
@@ -108,21 +115,23 @@ class HubMixin(_Trainer):
         names_data = args or kwargs.keys() & {"dataset", "dataset_tags"}
         if not names_data and "dataset_tags" in signature(write_card).parameters:
             kwargs |= data_arguments(self)
+        self._complete_own_cards(kwargs.get("finetuned_from"))  # Trainer lets PEFT write into its card
         write_card(*args, **kwargs)
         if self.is_world_process_zero():
-            complete_card(self, Path(self._output_dir) / "README.md", kwargs.get("finetuned_from"))
+            complete_card(self, Path(self._output_dir) / CARD, kwargs.get("finetuned_from"))
+
+    def _complete_own_cards(self, finetuned_from: str | None = None) -> None:
+        if sam_was_used(self):
+            complete_own_cards(self.model, CardFacts.of(self, finetuned_from))
 
     def _save(self, output_dir: str | None = None, *args, **kwargs) -> None:
+        path = Path(output_dir or self._output_dir) / CARD
+        before = written_at(path)
         with token_kept_out_of_files(self.args):
             super()._save(output_dir, *args, **kwargs)
-        # PEFT writes a card next to its adapters, with the path of a local base model as the model's name
-        path = Path(output_dir or self._output_dir) / "README.md"
-        if self._sam_local_names and self.args.should_save and path.is_file():
-            card = RepoCard.load(path)
-            before = card.content
-            remove_local_names(card, self._sam_local_names)
-            if card.content != before:
-                card.save(path)
+        # PEFT and sentence-transformers write a card with the model. Any other card there is the user's
+        if self.args.should_save:
+            complete_if_written(path, before, CardFacts.of(self))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.args.hub_always_push:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,48 @@ _SHOWN = {"sam_method", "sam_method_kwargs", "sam_rho", "sam_rho_schedule", "sam
 _SHOWN |= {"sam_p", "sam_ascent_steps", "sam_m"}
 
 
+@dataclass(frozen=True)
+class CardFacts:
+    """
+    What a card says about SAM, as text, so that it can be kept longer than the trainer.
+
+    Attributes:
+        section, citations: the parts to add; `None` if SAM did nothing.
+        local_names: names of base models that are folders.
+        finetuned_from: the name on the Hub of the model that training started from, if its configuration does not
+            give it.
+    """
+
+    section: str | None
+    citations: str | None
+    local_names: frozenset[str]
+    finetuned_from: str | None = None
+
+    @classmethod
+    def of(cls, trainer: Any, finetuned_from: str | None = None) -> CardFacts:
+        """Return the facts of a [`SAMMixin`], from its arguments and its log."""
+        names = frozenset(trainer._sam_local_names)
+        if not sam_was_used(trainer):
+            return cls(None, None, names, finetuned_from)
+        return cls(section(trainer), citations(trainer), names, finetuned_from)
+
+    def add_to(self, path: Path) -> None:
+        """Add the parts to the card, and remove names that mean nothing on the Hub. Without a card nothing happens."""
+        if not path.is_file():
+            return
+        card = RepoCard.load(path)
+        before = card.content
+        remove_local_names(card, self.local_names, self.finetuned_from)
+        remove_nameless_data(card)
+        if self.section is not None:
+            card.data["tags"] = list(dict.fromkeys([*as_list(card.data.get("tags")), *TAGS]))
+            text, heading, after = _OUR_PARTS.sub("\n\n", card.text).partition("\n## Training procedure")
+            text = f"{text.rstrip()}\n\n{self.section}\n{heading}{after}"
+            card.text = f"{text.rstrip()}\n\n{self.citations}\n"
+        if card.content != before:
+            card.save(path)
+
+
 def complete_card(trainer: Any, path: Path, finetuned_from: str | None = None) -> None:
     """
     Add what SAM did to the card that the trainer has just written, and remove names that mean nothing on the Hub.
@@ -43,17 +85,7 @@ def complete_card(trainer: Any, path: Path, finetuned_from: str | None = None) -
         finetuned_from (`str`, *optional*): the name on the Hub of the model that training started from, if the
             model's configuration does not give it.
     """
-    if not path.is_file():
-        return
-    card = RepoCard.load(path)
-    remove_local_names(card, trainer._sam_local_names, finetuned_from)
-    remove_nameless_data(card)
-    if sam_was_used(trainer):
-        card.data["tags"] = list(dict.fromkeys([*as_list(card.data.get("tags")), *TAGS]))
-        before, heading, after = _OUR_PARTS.sub("\n\n", card.text).partition("\n## Training procedure")
-        text = f"{before.rstrip()}\n\n{section(trainer)}\n{heading}{after}"
-        card.text = f"{text.rstrip()}\n\n{citations(trainer)}\n"
-    card.save(path)
+    CardFacts.of(trainer, finetuned_from).add_to(path)
 
 
 def sam_was_used(trainer: Any) -> bool:
