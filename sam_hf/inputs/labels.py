@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from transformers.utils import logging
 
 from ..errors import UsageError
+from .label_values import LabelValues, sorted_names, type_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+logger = logging.get_logger(__name__)
 
 REGRESSION = "regression"
 SINGLE_LABEL = "single_label_classification"
@@ -21,10 +25,26 @@ PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 
 @dataclass(frozen=True)
 class LabelScheme:
-    """The problem type of the labels, as transformers names it, and their names in the order of the outputs."""
+    """
+    What the labels are.
+
+    Attributes:
+        problem_type (`str`): the name that transformers has for it.
+        names (`list[str]`): the names of the labels in the order of the outputs.
+        is_vector (`bool` or `None`): for several labels an example, the data hold vectors of 0 and 1 instead of lists
+            of names; `None` if that is not known.
+        column (`str` or `None`): the column that they stand in.
+    """
 
     problem_type: str
     names: list[str]
+    is_vector: bool | None = field(default=None, compare=False)
+    column: str | None = field(default=None, compare=False)
+
+    @property
+    def known_names(self) -> list[str]:
+        """The names of the classes; none for a regression."""
+        return [] if self.problem_type == REGRESSION else self.names
 
     @classmethod
     def of_checkpoint(cls, config: Any) -> LabelScheme:
@@ -33,84 +53,177 @@ class LabelScheme:
         return cls(config.problem_type or (REGRESSION if len(names) == 1 else SINGLE_LABEL), names)
 
 
-def find_column(dataset: Dataset, given: str | None, usual: Sequence[str] = ()) -> str:
+def find_column(dataset: Dataset, given: str | None, usual: Sequence[str] = (), split: str | None = None) -> str:
     """Return `given`, by default the first of the `usual` names, if `dataset` has a column of that name."""
     candidates = [given] if given else usual
     for column in candidates:
         if column in dataset.column_names:
             return column
-    raise UsageError(f"no column {' or '.join(candidates)}: the columns are {', '.join(dataset.column_names)}")
+    where = f" in the {split} split" if split else ""
+    columns = ", ".join(dataset.column_names)
+    raise UsageError(f"no column {' or '.join(candidates)}{where}: the columns are {columns}")
 
 
-def find_label_column(dataset: Dataset, given: str | None) -> str:
+def find_label_column(dataset: Dataset, given: str | None, split: str | None = None) -> str:
     """Return `given`, by default `label` or `labels`, if `dataset` has a column of that name."""
-    return find_column(dataset, given, ("label", "labels"))
+    return find_column(dataset, given, ("label", "labels"), split)
 
 
 def has_labels(dataset: Dataset, column: str, scheme: LabelScheme) -> bool:
-    """Return whether the examples have labels. Test sets of classes on the Hub often contain only −1 or no labels."""
-    missing = (None,) if scheme.problem_type == REGRESSION else (None, -1)
-    return column in dataset.column_names and all(value not in missing for value in dataset[column][:])
-
-
-def infer_scheme(dataset: Dataset, column: str, problem_type: str | None = None) -> LabelScheme:
     """
-    Return the scheme that the type of the labels implies: regression for floats, multi-label for lists, single-label
-    classes for all others. The names are those of ClassLabel, otherwise the sorted labels of `dataset`.
+    Return whether all examples to predict have labels. Test sets of classes on the Hub often contain only −1. If some
+    have labels and some have none, say that no metrics are computed.
+    """
+    if column not in dataset.column_names or str(getattr(dataset.features[column], "dtype", "")) == "null":
+        return False
+    values = LabelValues(dataset, column, "test")
+    missing = len(values.unlabelled(scheme.known_names, scheme.problem_type))
+    if 0 < missing < len(values.values):
+        count = f"{missing} of {len(values.values)} examples have no label"
+        logger.warning(f"{values}: {count}: the predictions of this split get no metrics.")
+    return missing == 0
+
+
+def labelled(
+    dataset: Dataset,
+    column: str,
+    split: str,
+    scheme: LabelScheme | None = None,
+    problem_type: str | None = None,
+    drop: bool = False,
+) -> Dataset:
+    """
+    Return the examples that have a label.
 
     Args:
+        scheme (`LabelScheme`, *optional*): the labels of the training examples; `None` for these examples themselves.
+        problem_type (`str`, *optional*): what the user says that the labels are.
+        drop (`bool`, *optional*, defaults to `False`): leave out the examples without a label.
+
+    Raises:
+        UsageError: examples have no label and `drop` is not set, or none has one.
+    """
+    values = LabelValues(dataset, column, split)
+    known = None if scheme is None else scheme.known_names
+    rows = values.unlabelled(known, problem_type or (None if scheme is None else scheme.problem_type))
+    if not rows:
+        return dataset
+    total = len(dataset)
+    if len(rows) == total:
+        raise UsageError(f"{values}: none of the {total} examples has a label")
+    if not drop:
+        marks = sorted({str(values.values[row]) for row in rows})
+        first = f"{len(rows)} of {total} examples have no label ({' or '.join(marks)}), first row {rows[0]}"
+        as_class = ""
+        if known is None and values.class_names is None and marks == ["-1"]:
+            as_class = ", or problem_type=single_label_classification if -1 is a class"
+        raise UsageError(f"{values}: {first}: give drop_unlabelled to leave them out{as_class}")
+    without = set(rows)
+    return dataset.select([row for row in range(total) if row not in without])
+
+
+def infer_scheme(dataset: Dataset, column: str, problem_type: str | None = None, split: str = "train") -> LabelScheme:
+    """
+    Return the scheme that the type of the labels implies: regression for numbers with a fraction, multi-label for
+    lists, single-label classes for all others. Lists hold names of classes, or are vectors of 0 and 1. The names are
+    those of ClassLabel, otherwise the sorted labels of `dataset`, or the places in the vector.
+
+    Args:
+        dataset (`Dataset`): examples that all have a label, see [`labelled`].
         problem_type (`str`, *optional*): the problem type, where the type of the labels does not tell it.
     """
-    feature = dataset.features[column]
-    values = dataset[column][:]
-    if any(value is None for value in values):
-        raise UsageError(f"the column {column} has examples without a label")
-    is_list = hasattr(feature, "feature")
-    classes = feature.feature if is_list else feature
-    dtype = str(getattr(classes, "dtype", ""))
-    if not dtype.startswith(("int", "uint", "string", "large_string", "bool", "float")):
-        raise UsageError(f"the column {column} holds {feature}: labels must be classes, lists of classes or numbers")
-    implied = MULTI_LABEL if is_list else REGRESSION if dtype.startswith("float") else SINGLE_LABEL
+    values = LabelValues(dataset, column, split)
+    if problem_type is None:
+        values.check_is_told()
+    implied = MULTI_LABEL if values.is_list else REGRESSION if values.are_numbers else SINGLE_LABEL
     problem_type = problem_type or implied
-    if is_list != (problem_type == MULTI_LABEL) or (problem_type == REGRESSION and "string" in dtype):
-        raise UsageError(f"problem_type={problem_type} does not fit the column {column}, which holds {feature}")
+    if values.is_list != (problem_type == MULTI_LABEL):
+        raise UsageError(f"problem_type={problem_type} does not fit {values}, which holds {type_of(values.feature)}")
     if problem_type == REGRESSION:
+        values.numbers()
         return LabelScheme(problem_type, [column])
-    if hasattr(classes, "names"):
-        return LabelScheme(problem_type, list(classes.names))
-    labels = {label for value in values for label in value} if is_list else set(values)
-    return LabelScheme(problem_type, [str(label) for label in sorted(labels)])
+    is_vector = values.is_vector()
+    if is_vector:
+        size = len(values.vectors()[0])
+        names = values.class_names or [str(place) for place in range(size)]
+        if len(names) != size:
+            raise UsageError(f"{values} holds vectors of {size} entries, and has {len(names)} names of classes")
+        return LabelScheme(problem_type, names, is_vector)
+    name_of = values.name_of()
+    rows = [value if values.is_list else [value] for value in values.values]
+    found = {name_of(label, row) for row, labels in enumerate(rows) for label in labels}
+    return LabelScheme(problem_type, values.class_names or sorted_names(found), is_vector)
+
+
+def check_has_classes(dataset: Dataset, column: str, scheme: LabelScheme) -> None:
+    """Refuse training examples that all have the same class."""
+    if scheme.problem_type != SINGLE_LABEL:
+        return
+    values = LabelValues(dataset, column, "train")
+    found = sorted({values.name_of()(value, row) for row, value in enumerate(values.values)})
+    if len(found) == 1:
+        raise UsageError(
+            f"all training examples have the class {found[0]} in the column {column}: there must be two classes at "
+            "least. Usual causes are a part of a sorted file, and the wrong label_column"
+        )
 
 
 def encode_labels(dataset: Dataset, column: str, scheme: LabelScheme, split: str) -> Dataset:
     """Return `dataset` with `column` replaced by the column `labels`, in the form that the model takes."""
     from datasets import List, Value
 
-    values = dataset[column][:]
+    values = LabelValues(dataset, column, split)
+    encoded: list[Any]
     kind: Any = Value("float32")
-    if scheme.problem_type != REGRESSION:
-        output_of = label_outputs(dataset.features[column], scheme.names, split)
-        if scheme.problem_type == SINGLE_LABEL:
-            values, kind = [output_of(label) for label in values], Value("int64")
-        else:
-            rows = [{output_of(label) for label in value} for value in values]
-            values = [[float(i in row) for i in range(len(scheme.names))] for row in rows]
-            kind = List(Value("float32"))
-    return dataset.remove_columns(column).add_column("labels", values).cast_column("labels", kind)
+    if scheme.problem_type == REGRESSION:
+        encoded = values.numbers()
+    elif values.is_list != (scheme.problem_type == MULTI_LABEL):
+        wanted = "lists of classes" if scheme.problem_type == MULTI_LABEL else "one class for each example"
+        raise UsageError(f"{values} holds {type_of(values.feature)}: it must hold {wanted}")
+    elif scheme.problem_type == SINGLE_LABEL:
+        output_of = label_outputs(values, scheme.names)
+        encoded, kind = [output_of(value, row) for row, value in enumerate(values.values)], Value("int64")
+    else:
+        kind = List(Value("float32"))
+        is_vector = values.is_vector() if scheme.is_vector is None else scheme.is_vector
+        encoded = values.vectors(len(scheme.names)) if is_vector else _as_vectors(values, scheme.names)
+    # Another column of that name holds other labels, and is not used
+    rest = dataset.remove_columns([name for name in {column, "labels"} if name in dataset.column_names])
+    if not rest.column_names:  # a data set without columns has forgotten its length
+        raise UsageError(f"the {split} split has only the column {column}")
+    return rest.add_column("labels", encoded).cast_column("labels", kind)
 
 
-def label_outputs(feature: Any, names: Sequence[str], split: str) -> Callable[[Any], int]:
-    """Return a function that maps a label in a column (or in its lists) of type `feature` to the model's output."""
-    classes = getattr(feature, "feature", feature)
+def _as_vectors(values: LabelValues, names: Sequence[str]) -> list[list[float]]:
+    """Return a vector of zeros and ones for each list of names."""
+    output_of, size = label_outputs(values, names), len(names)
+    chosen = [{output_of(label, row) for label in labels} for row, labels in enumerate(values.values)]
+    return [[float(place in outputs) for place in range(size)] for outputs in chosen]
+
+
+def label_outputs(values: LabelValues, names: Sequence[str]) -> Callable[[Any, int], int]:
+    """Return a function that maps a label (of a list, too) and its row to the output of the model."""
+    name_of = values.name_of()
     outputs = {name: i for i, name in enumerate(names)}
 
-    def output_of(label: Any) -> int:
-        name = classes.names[label] if hasattr(classes, "names") else str(label)
+    def output_of(label: Any, row: int) -> int:
+        name = name_of(label, row)
         if name not in outputs:
-            raise UsageError(f"the {split} split has the label {name}, which no training example has")
+            raise UsageError(
+                f"the {values.split} split has the label {name} in row {row}, which no training example has"
+            )
         return outputs[name]
 
     return output_of
+
+
+def describe_labels(scheme: LabelScheme) -> str:
+    """Return a description of the labels for the line that a program prints at its start."""
+    if scheme.problem_type == REGRESSION:
+        return f"label: {scheme.column}, a number"
+    shown = ", ".join(scheme.names[:10]) + (f" and {len(scheme.names) - 10} more" if len(scheme.names) > 10 else "")
+    several = " (any number of them per example)" if scheme.problem_type == MULTI_LABEL else ""
+    return f"label: {scheme.column}, {len(scheme.names)} classes{several}: {shown}"
 
 
 def add_label_noise(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UsageError
 from ..metrics import load_metric
 from .checkpoints import from_checkpoint
-from .labels import LabelScheme, find_column, infer_scheme, label_outputs
+from .label_values import UNLABELLED, sorted_names, type_of
+from .labels import LabelScheme, find_column
 from .splits import load_examples, without_progress_bars
 from .texts import is_text
 
@@ -24,7 +25,12 @@ _TAGS = ("ner_tags", "tags", "labels", "pos_tags")
 
 @without_progress_bars()
 def load_tagged(
-    arguments: ExampleArguments, args: Any, checkpoint: str, words: str | None = None, tags: str | None = None
+    arguments: ExampleArguments,
+    args: Any,
+    checkpoint: str,
+    words: str | None = None,
+    tags: str | None = None,
+    drop_unlabelled: bool = False,
 ) -> tuple[DatasetDict, list[str]]:
     """
     Return the splits that a run needs, with the columns `words` and `tags` (numbers). The test split may lack `tags`.
@@ -36,49 +42,98 @@ def load_tagged(
         words (`str`, *optional*): the column of words; by default the first that exists of `tokens` and `words`.
         tags (`str`, *optional*): the column of tags; by default the first that exists of `ner_tags`, `tags`, `labels`
             and `pos_tags`.
+        drop_unlabelled (`bool`, *optional*, defaults to `False`): words may have no tag (nothing, −1 or −100). They
+            are read by the model, and do not count in loss and metrics.
 
     Returns:
         `tuple[DatasetDict, list[str]]`: splits and names of the tags.
     """
-    from datasets import Dataset, concatenate_datasets
+    from datasets import Dataset
     from transformers import AutoConfig
 
     splits = load_examples(arguments, args)
+    named: dict[str, list[list[str | None]]] = {}
+    all_words, names = {}, None
     for split, dataset in splits.items():
-        splits[split] = _lists(dataset, find_column(dataset, words, _WORDS), "words")
+        all_words[split] = _words(dataset, find_column(dataset, words, _WORDS, split), split)
         if split == "test" and not any(name in dataset.column_names for name in ([tags] if tags else _TAGS)):
             continue
-        parts = [splits[split], _lists(dataset, find_column(dataset, tags, _TAGS), "tags")]
-        splits[split] = concatenate_datasets(parts, axis=1)
-        for i, row in enumerate(splits[split]):
-            if len(row["words"]) != len(row["tags"]):
-                counts = f"{len(row['words'])} words and {len(row['tags'])} tags"
+        column = find_column(dataset, tags, _TAGS, split)
+        named[split], declared = _named_tags(dataset, column, split)
+        names = declared if split == "train" and declared else names
+        for i, (row, tagged) in enumerate(zip(all_words[split], named[split], strict=True)):
+            if len(row) != len(tagged):
+                counts = f"{len(row)} words and {len(tagged)} tags"
                 raise UsageError(f"example {i} of the {split} split has {counts}")
-    if "train" in splits:
-        names = infer_scheme(splits["train"], "tags").names
-    else:
+        if split == "test" and all(tag is None for row in named[split] for tag in row):
+            del named[split]
+        elif not drop_unlabelled:
+            _check_all_tagged(named[split], column, split)
+    if "train" not in splits:
         names = LabelScheme.of_checkpoint(from_checkpoint(AutoConfig, checkpoint)).names
-    for split, dataset in splits.items():
-        if "tags" in dataset.column_names:
-            output_of = label_outputs(dataset.features["tags"], names, split)
-            numbers = [[output_of(tag) for tag in row] for row in dataset["tags"]]
-            splits[split] = Dataset.from_dict({"words": dataset["words"], "tags": numbers})
+    elif names is None:
+        names = sorted_names({tag for row in named["train"] for tag in row if tag is not None})
+    outputs: dict[str | None, int] = {name: i for i, name in enumerate(names)} | {None: IGNORED}
+    for split in splits:
+        columns: dict[str, list[Any]] = {"words": all_words[split]}
+        if split in named:
+            unknown = next((tag for row in named[split] for tag in row if tag not in outputs), None)
+            if unknown is not None:
+                raise UsageError(f"the {split} split has the tag {unknown}, which no training example has")
+            columns["tags"] = [[outputs[tag] for tag in row] for row in named[split]]
+        splits[split] = Dataset.from_dict(columns)
     return splits, names
 
 
-def _lists(dataset: Dataset, column: str, name: str) -> Dataset:
-    """Return only the lists in `column`, under the name `name`. Texts are split at white space."""
-    from datasets import Dataset
+def _words(dataset: Dataset, column: str, split: str) -> list[list[str]]:
+    """Return the words of each example. Texts are split at white space."""
+    sentences = _lists(dataset, column, split, "words")
+    for i, row in enumerate(sentences):
+        if not all(isinstance(word, str) for word in row):
+            raise UsageError(f"the column {column} of the {split} split holds a word that is no text, in example {i}")
+    return sentences
 
+
+def _named_tags(dataset: Dataset, column: str, split: str) -> tuple[list[list[str | None]], list[str] | None]:
+    """Return the names of the tags of each example (`None` for a word without a tag), and those of a ClassLabel."""
+    rows = _lists(dataset, column, split, "tags")
+    feature = dataset.features[column]
+    class_names = getattr(getattr(feature, "feature", None), "names", None)
+
+    def name(tag: Any, row: int) -> str | None:
+        if tag is None or tag in (IGNORED, UNLABELLED):
+            return None
+        if class_names is None:
+            return str(tag)
+        if not 0 <= tag < len(class_names):
+            allowed = f"tags are numbered from 0 to {len(class_names) - 1}"
+            raise UsageError(f"the column {column} of the {split} split holds {tag} in example {row}: {allowed}")
+        return class_names[tag]
+
+    if not is_text(feature) and not hasattr(getattr(feature, "feature", None), "dtype"):
+        raise UsageError(f"the column {column} of the {split} split holds {type_of(feature)}: it must hold tags")
+    return [[name(tag, i) for tag in row] for i, row in enumerate(rows)], class_names
+
+
+def _check_all_tagged(rows: Sequence[Sequence[str | None]], column: str, split: str) -> None:
+    counts = [sum(tag is None for tag in row) for row in rows]
+    if sum(counts):
+        given = f"{sum(counts)} words without a tag (nothing, -1 or -100), in {sum(map(bool, counts))} examples"
+        raise UsageError(
+            f"the column {column} of the {split} split has {given}: give drop_unlabelled to leave them out of the loss"
+        )
+
+
+def _lists(dataset: Dataset, column: str, split: str, what: str) -> list[list[Any]]:
+    """Return the lists in a column. Texts are split at white space."""
     values, feature = dataset[column][:], dataset.features[column]
-    if any(value is None for value in values):
-        raise UsageError(f"the column {column} has examples without {name}")
-    if is_text(feature):
-        return Dataset.from_dict({name: [value.split() for value in values]})
-    if not hasattr(feature, "feature"):
-        raise UsageError(f"the column {column} holds {feature}: it must hold lists, or texts")
-    selected = dataset.select_columns(column)
-    return selected if column == name else selected.rename_column(column, name)
+    if not is_text(feature) and not hasattr(feature, "feature"):
+        holds = type_of(feature)
+        raise UsageError(f"the column {column} of the {split} split holds {holds}: it must hold lists, or texts")
+    missing = sum(value is None for value in values)
+    if missing:
+        raise UsageError(f"the column {column} of the {split} split has {missing} examples without {what}")
+    return [value.split() for value in values] if is_text(feature) else values
 
 
 def tokenize_words(batch: dict[str, Any], tokenizer: Any, length: int) -> dict[str, list[Any]]:

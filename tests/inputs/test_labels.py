@@ -109,7 +109,9 @@ def test_multi_label_rows_are_zeros_and_ones():
 
 
 def test_a_label_that_no_training_example_has():
-    with pytest.raises(UsageError, match="the validation split has the label 9, which no training example has"):
+    with pytest.raises(
+        UsageError, match="the validation split has the label 9 in row 0, which no training example has"
+    ):
         scheme = LabelScheme("single_label_classification", ["0"])
         encode_labels(dataset_of("label", [9]), "label", scheme, "validation")
 
