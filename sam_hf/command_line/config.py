@@ -13,16 +13,25 @@ from ..errors import UsageError
 
 class ConfigLoader(yaml.SafeLoader):
     """
-    A loader that differs from YAML 1.1 in two points.
+    A loader that differs from PyYAML's in three points.
 
     - `yes` and `no` are text, since `eval_strategy: no` is a value of Trainer's. Boolean options read both words.
     - `1e-4` is a number, as in YAML 1.2. YAML 1.1 asks for `1.0e-4`.
+    - A key that is given twice is an error, as YAML says. PyYAML takes the last.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [entry for entry in resolvers if first not in "yYnN" or not entry[0].endswith(":bool")]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 ConfigLoader.add_implicit_resolver(
