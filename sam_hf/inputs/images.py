@@ -8,22 +8,20 @@ decoded is reported by name.
 
 from __future__ import annotations
 
-import io
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image as PILImage
-
 from ..errors import BrokenImageError, UsageError
-from .image_format import COLOUR_MODES, ImageFormat
+from .image_decoding import decode_image, load_picture
 from .labels import find_column
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# PIL raises more than OSError for damaged files: its PNG plugin a SyntaxError, TIFF a ValueError or TypeError, ...
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, PILImage.DecompressionBombError)
+    from .image_format import ImageFormat
+
+# Types of columns that can hold file names or the bytes of files
+_ENCODED = {"string", "large_string", "binary", "large_binary"}
 
 
 class ImageTransform:
@@ -73,7 +71,7 @@ class ImageTransform:
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         import torch
 
-        images = [convert_channels(decode_image(image), self.channels) for image in batch[self.image_column]]
+        images = [load_picture(image, self.channels) for image in batch[self.image_column]]
         inputs: dict[str, list] = {"pixel_values": []}
         if images:
             # The stack is a plain tensor. A tv_tensors.Image would keep its type in the model
@@ -92,11 +90,22 @@ def encoded_images(dataset: Dataset, column: str) -> Dataset:
     from datasets import Image
 
     find_column(dataset, column)
+    kind = dataset.features[column]
     try:
-        return dataset.cast_column(column, Image(decode=False))
-    except Exception as error:  # of Arrow, datasets or Python, depending on the type of the column
-        kind = dataset.features[column]
-        raise UsageError(f"the column {column} holds {kind}: it must hold encoded images or file names") from error
+        # datasets would make an image of a list of numbers, and lose the meaning of the numbers on the way
+        if _holds_images(kind):
+            return dataset.cast_column(column, Image(decode=False))
+    except Exception as error:  # of Arrow or datasets
+        raise UsageError(f"the column {column} cannot be read as images: {' '.join(str(error).split())}") from error
+    raise UsageError(f"the column {column} holds {kind}: it must hold encoded images or file names")
+
+
+def _holds_images(kind: Any) -> bool:
+    from datasets import Image
+
+    if isinstance(kind, dict):
+        return any(_holds_images(kind[name]) for name in ("bytes", "path") if name in kind)
+    return isinstance(kind, Image) or getattr(kind, "dtype", None) in _ENCODED
 
 
 def check_images(dataset: Dataset, column: str, split: str, decoded: bool = False) -> None:
@@ -108,66 +117,38 @@ def check_images(dataset: Dataset, column: str, split: str, decoded: bool = Fals
         column (`str`): column of images.
         split (`str`): name of the split, for the message.
         decoded (`bool`, *optional*, defaults to `False`):
-            Decode every image completely, which finds truncated files. Otherwise only headers are read.
+            Decode every image completely, which finds truncated files. Otherwise the header of each image is read,
+            and the first image of each kind is decoded: Pillow may lack what that kind needs.
     """
-    for row, example in enumerate(dataset.with_format(None).select_columns([column])):
+    images = dataset.with_format(None).select_columns([column])
+    known, sixteen_bit = set(), []
+    for row, example in enumerate(images):
         try:
-            decode_image(example[column], headers_only=not decoded)
+            header = decode_image(example[column], headers_only=True)
+            kind = (header.format, header.mode)
+            if decoded or kind not in known:
+                load_picture(example[column], channels=3)
         except BrokenImageError as error:
             raise BrokenImageError(f"{split} row {row}: {error}") from error
+        known.add(kind)
+        if header.mode.startswith("I"):
+            sixteen_bit.append(row)
+    if not decoded:
+        _check_not_black(images, column, split, sixteen_bit)
 
 
-def decode_image(image: dict[str, Any] | None, headers_only: bool = False) -> PILImage.Image:
-    """Return the picture in `{"bytes": ..., "path": ...}`, turned upright if its EXIF data hold an orientation."""
-    from PIL import ImageOps
-
-    if image is None:
-        raise BrokenImageError("there is no image")
-    content, path = image.get("bytes"), image.get("path")
-    name = path or "an image without a file name"
-    if content is None and not (path and Path(path).is_file()):
-        raise BrokenImageError(f"{name} does not exist")
+def _check_not_black(images: Dataset, column: str, split: str, rows: Sequence[int]) -> None:
+    """Refuse images of 16 bits that hold values of 8 bits. A sample is enough: these would all be black."""
+    sample = rows[:: max(1, len(rows) // 16)]
     try:
-        source: Any = io.BytesIO(content) if content is not None else path
-        picture = PILImage.open(source)
-        if headers_only:
-            picture.close()
-            return picture
-        picture.load()
-        return ImageOps.exif_transpose(picture)
-    except _DECODING_ERRORS as error:
-        raise BrokenImageError(f"{name} cannot be read as an image ({_one_line(error)})") from error
-
-
-def convert_channels(picture: PILImage.Image, channels: int) -> PILImage.Image:
-    """Convert `picture` to grey (1) or colour (3). Transparency is dropped, as by `load_image` of transformers."""
-    if picture.mode.startswith("I"):
-        # 16-bit grey: PIL would convert all values above 255 to white
-        values = np.asarray(picture)
-        picture = PILImage.fromarray((values.clip(0, 65535) // 256).astype(np.uint8))
-    elif picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-    return picture.convert(COLOUR_MODES[channels])
-
-
-def check_image_folder(folder: str, needs_classes: bool = True) -> None:
-    """
-    Check that `folder` has class folders and that each of them has an image, and raise `UsageError` otherwise.
-
-    Args:
-        folder (`str`): the folder that holds one folder per class.
-        needs_classes (`bool`, *optional*, defaults to `True`): if `False`, `folder` itself may hold the images.
-    """
-    path = Path(folder)
-    if not path.is_dir():
-        raise UsageError(f"the folder {folder} does not exist")
-    classes = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not classes and needs_classes:
-        raise UsageError(f"the folder {folder} has no class folders: it must hold one folder of images per class")
-    extensions = PILImage.registered_extensions()
-    for entry in classes or [path]:
-        if not any(file.suffix.lower() in extensions for file in entry.rglob("*")):
-            raise UsageError(f"the {'class ' if classes else ''}folder {entry} has no image")
+        are_black = [load_picture(images[row][column], channels=1).getextrema() == (0, 0) for row in sample]
+    except BrokenImageError:
+        return  # this is reported where the image is used
+    if sample and all(are_black):
+        raise UsageError(
+            f"{split}: the images of 16 bits, the first in row {rows[0]}, are all black, since their values are below "
+            "256 of 65536: convert them to 8 bits"
+        )
 
 
 def find_image_column(dataset: Dataset, given: str | None) -> str:
@@ -176,7 +157,3 @@ def find_image_column(dataset: Dataset, given: str | None) -> str:
 
     images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
     return given or (images[0] if len(images) == 1 else "image")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
