@@ -81,6 +81,11 @@ class NBAR(Method):
         if self._strength == 0:
             return
         rates = {parameter: group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+        if not any(a in rates for a, _ in self._pairs):
+            raise ValueError(
+                "sam_method='nbar' balances the LoRA adapters that the optimizer steps, and it steps none of them, or "
+                "copies. Use another optimizer, or give it the parameters of the adapters."
+            )
         for a, b in self._pairs:
             if a.grad is None or b.grad is None or a not in rates:
                 continue

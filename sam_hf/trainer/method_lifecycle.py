@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from ..arguments.fields import SAMArguments
 from ..arguments.schedules import method_class, uses_auto_radius
 from ..methods import Method
 from ..tensors.lists import local
-from ..tensors.optimizers import StepLength, check_keeps_first_moment
+from ..tensors.optimizers import StepLength, check_keeps_first_moment, inside_accelerate
+from .step_hooks import StepHooks
 
 # Its name in a checkpoint. The numbers of methods have other names
 _STEP_LENGTH = "last_step_length"
@@ -32,9 +33,8 @@ class MethodLifecycle:
     _made_of: tuple | None = None
     _bound_to: nn.Module | None = None
     _hooked: Any = None
-
-    def __init__(self) -> None:
-        self._handles: list[Any] = []
+    _hooks: StepHooks | None = None
+    _calls_before = 0  # the present update
 
     def reset(self) -> None:
         """Forget the method of the run before."""
@@ -43,9 +43,9 @@ class MethodLifecycle:
 
     def release(self) -> None:
         """Remove the optimizer hooks. The method's state stays available for saving."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._hooked = [], None
+        if self._hooks is not None:
+            self._hooks.remove()
+        self._hooks = self._hooked = None
 
     def method(self, args: SAMArguments, model: nn.Module | None = None, optimizer: Any = None) -> Method:
         """
@@ -73,19 +73,40 @@ class MethodLifecycle:
             self._hook(self._method, optimizer)
         return self._method
 
+    @property
+    def has_stepped(self) -> bool:
+        """The optimizer has stepped since its hooks were registered. They are where the method needs them."""
+        return self._hooks is not None and self._hooks.steps > 0
+
+    def begin_update(self) -> None:
+        """Count the steps from here on, see [`check_stepped`]."""
+        self._calls_before = 0 if self._hooks is None else self._hooks.calls
+
+    def check_stepped(self, optimizer: Any) -> None:
+        """
+        Check, after an update that fp16's scaler did not skip, that the hooks on the optimizer were called.
+
+        Raises:
+            ValueError: they were not. The method, or its radius, would do nothing for ever.
+        """
+        if self._hooks is not None and self._hooked is optimizer and self._hooks.calls == self._calls_before:
+            name = type(inside_accelerate(optimizer)).__name__
+            raise ValueError(
+                f"The optimizer {name} was stepped, but not through its method `step`, which sam_method="
+                f"{self._made_of[0]!r} has to follow here. Use another optimizer, or sam_method='sam' with a sam_rho."  # type: ignore[index]
+            )
+
     def _hook(self, method: Method, optimizer: Any) -> None:
-        """Register hooks on the optimizer itself. They do not run when fp16's scaler skips a step."""
         self.release()
         if method.perturbs_by_momentum:
             check_keeps_first_moment(optimizer)
-        inner = getattr(optimizer, "optimizer", optimizer)  # the optimizer inside accelerate's wrapper
         before = [method.before_step] if type(method).before_step is not Method.before_step else []
         after = [method.after_step] if type(method).after_step is not Method.after_step else []
         if self.step_length is not None:
             # It measures the step only, without what a method does to the weights before and after it
             before, after = [*before, self.step_length.before_step], [self.step_length.after_step, *after]
-        self._handles += [inner.register_step_pre_hook(_unless_skipped(inner, call)) for call in before]
-        self._handles += [inner.register_step_post_hook(_unless_skipped(inner, call)) for call in after]
+        if before or after or method.perturbs_by_momentum:
+            self._hooks = StepHooks(optimizer, before, after)
         self._hooked = optimizer
 
     def state(self, names: Mapping[Tensor, str], optimizer: Any) -> dict[str, Tensor]:
@@ -137,13 +158,3 @@ class MethodLifecycle:
 def _names_with_places(names: Mapping[Tensor, str], optimizer: Any) -> dict[Tensor, str]:
     stepped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {parameter: f"optimizer/{place}" for place, parameter in enumerate(stepped)} | dict(names)
-
-
-def _unless_skipped(optimizer: Any, call: Callable[[Any], None]) -> Callable[..., None]:
-    def hook(*_: Any) -> None:
-        # A fused optimizer is called even where the scaler found an overflow, and then leaves the weights alone itself
-        found = getattr(optimizer, "found_inf", None)
-        if found is None or not found.any():
-            call(optimizer)
-
-    return hook

@@ -16,7 +16,7 @@ from transformers import Seq2SeqTrainer, Trainer
 
 from ..arguments.checks import check_sam_arguments
 from ..arguments.fields import SAMArguments, sam_arguments
-from ..arguments.schedules import UpdateKind, progress_at, radius_at, update_kind_at
+from ..arguments.schedules import UpdateKind, method_class, progress_at, radius_at, update_kind_at
 from ..hub.mixin import HubMixin
 from ..sharpness.callback import add_sharpness
 from ..tensors.rounding import StochasticRounding
@@ -47,7 +47,7 @@ class SAMMixin(HubMixin, CheckpointMixin):
 
     _sam_default_args: SAMArguments | None = None
     _sam_window: Window | None
-    _sam_window_opened_at: int
+    _sam_window_opened_at: int | None  # the number of updates before it; `None` before the first window
     _sam_flops: dict[int, tuple[dict[str, Any], int]]  # for the inputs of this window, by identity
     _sam_metrics: dict[str, float]  # gathered over processes, for the next log
     _sam_runner: TrainerRunner
@@ -81,6 +81,7 @@ class SAMMixin(HubMixin, CheckpointMixin):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         self._close_window()
+        self._check_last_step()
         batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._sam_window = self._open_window(batches)
         self._sam_window_opened_at = self.state.global_step
@@ -100,8 +101,9 @@ class SAMMixin(HubMixin, CheckpointMixin):
         try:
             loss = window.step(self._sam_runner, inputs)
         except BaseException:
-            # auto_find_batch_size starts again, and must not find gradients of this attempt
+            # auto_find_batch_size starts again, and must not find gradients or metrics of this attempt
             self._sam_window = None
+            self._sam_runner.means.clear()
             raise
         if window.is_complete:
             self._sam_warnings.on_first_ratio(window.perturbation_ratio, self.sam_args.sam_stochastic_rounding)
@@ -130,6 +132,7 @@ class SAMMixin(HubMixin, CheckpointMixin):
         the others.
         """
         if self.control.should_log:
+            self._sam_runner.at_log()
             metrics = self._sam_runner.means.drain(lambda sums: self.accelerator.reduce(sums.clone(), reduction="sum"))
             stochastic, is_scaled = self.sam_args.sam_stochastic_rounding, self._sam_runner.loss_scale() is not None
             self._sam_warnings.on_rounding(metrics.get("sam_perturbation_ratio"), stochastic)
@@ -140,7 +143,7 @@ class SAMMixin(HubMixin, CheckpointMixin):
     def _reset_sam(self) -> None:
         """Forget everything that belongs to one training run."""
         self._sam_window = None
-        self._sam_window_opened_at = 0
+        self._sam_window_opened_at = None
         self._sam_flops = {}
         self._sam_metrics = {}
         self._sam_runner = TrainerRunner(self, super().training_step)
@@ -160,20 +163,29 @@ class SAMMixin(HubMixin, CheckpointMixin):
         self._sam_runner.begin_update()
         if args.sam_method == "none":
             return PlainWindow(batches)
+        reports = _reports_of_plain_updates(args)
         update, total = self.state.global_step, self.state.max_steps
         kind = update_kind_at(args, update, total)
         method = self._sam_method.method(args, self.model, self.optimizer)
+        self._sam_method.begin_update()
         method.begin_update(kind is UpdateKind.SAM, progress_at(update, total))
         step = self._sam_method.step_length
         radius = radius_at(args, update, total, self.optimizer, None if step is None else step.value)
         if kind is UpdateKind.BETWEEN and method.reuses and method.tensors:
-            return PlainWindow(batches, method)
+            return PlainWindow(batches, method, reports)
         is_zero = not isinstance(radius, Tensor) and radius == 0  # comparing a tensor would wait for the device
         if kind is not UpdateKind.SAM or is_zero:
-            return PlainWindow(batches)
+            return PlainWindow(batches, reports=reports)
         rounding = self._rounding() if args.sam_stochastic_rounding else None
         if method.perturbs_by_momentum:
-            return MomentumWindow(batches, method=method, radius=radius, optimizer=self.optimizer, rounding=rounding)
+            return MomentumWindow(
+                batches,
+                method=method,
+                radius=radius,
+                optimizer=self.optimizer,
+                has_stepped=self._sam_method.has_stepped,
+                rounding=rounding,
+            )
         devices = max(1, self.args.n_gpu)
         # The size that batches are loaded with: auto_find_batch_size lowers it without changing the arguments, and the
         # state of a resumed run has the size of the earlier run
@@ -191,6 +203,13 @@ class SAMMixin(HubMixin, CheckpointMixin):
             hold_statistics=args.sam_batch_norm == "first",
         )
 
+    def _check_last_step(self) -> None:
+        """Check, where Trainer has counted another update, that the optimizer's step was seen."""
+        before = self._sam_window_opened_at
+        if before is None or self.state.global_step <= before or self.accelerator.optimizer_step_was_skipped:
+            return
+        self._sam_method.check_stepped(self.optimizer)
+
     def _close_window(self) -> None:
         """Handle a window that did not get all of its micro-batches, before the next one is opened."""
         window, self._sam_window = self._sam_window, None
@@ -206,6 +225,19 @@ class SAMMixin(HubMixin, CheckpointMixin):
         is_shared = self.sam_args.sam_sync_perturbation or is_fsdp(self.model_wrapped)
         rank = () if is_shared else (self.args.process_index,)
         return StochasticRounding((self.args.seed, self.state.global_step, *rank))
+
+
+def _reports_of_plain_updates(args: Any) -> list[str]:
+    """
+    Return the metrics to which a plain update of the run adds its own: those of ε = 0.
+
+    So they are means over the same updates as `loss`.
+    """
+    method = method_class(args)
+    if not method.perturbs or args.sam_rho == 0:
+        return []
+    has_both_losses = not method.perturbs_by_momentum and args.sam_ascent_fraction == 1
+    return ["sam_rho", "sam_perturbed_loss", *(["sam_sharpness"] if has_both_losses else [])]
 
 
 class SAMTrainer(SAMMixin, Trainer):

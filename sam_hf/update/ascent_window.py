@@ -47,6 +47,12 @@ from .running_means import RunningMeans
 from .running_statistics import statistics_held
 from .window import Window
 
+_NO_GRADIENT = (
+    "The backward pass left no gradient in the parameters that the optimizer steps, and a perturbation needs it. Some "
+    "optimizers have copies of the parameters (master weights), and some move gradients away while they are computed "
+    "(offloading). Use another optimizer, or sam_method='none'."
+)
+
 
 @dataclass
 class _Totals:
@@ -116,10 +122,10 @@ class AscentWindow(Window):
             ascent fraction it is the loss of the examples with an ascent pass, as if they were the whole group; 0 if
             the micro-batch has none.
         """
-        if self._groups.slices_batches:
-            runner.find_loss_reduction(batch)
         self.position += 1
         pieces = self._groups.pieces(batch)
+        if self._groups.slices_batches:
+            runner.examine_loss(batch, self._groups.parts(batch))
         start = RandomState(runner.structure.random_devices) if self._replay_random and len(pieces) > 1 else None
         losses = []
         for piece in pieces:
@@ -215,6 +221,8 @@ class AscentWindow(Window):
         # A parameter without a gradient in this group has a zero gradient, but the method may remember earlier ones
         remembered = {p for tensors in self._method.tensors.values() for p in tensors}
         parameters = [p for p in runner.perturbed if p in gradients or p in remembered]
+        if not parameters and not any(p in gradients for p in runner.stepped):
+            raise ValueError(_NO_GRADIENT)
         grads = dense([gradients.pop(p) if p in gradients else torch.zeros_like(p) for p in parameters])
         if self._share is not None:
             divide(grads, self._share)
@@ -271,8 +279,8 @@ class AscentWindow(Window):
         means.add("sam_rho", self._radius)
         skipped = torch.stack(self._totals.skipped)
         means.add("sam_skipped", skipped.float().mean())
-        # Where an ascent was skipped, the "perturbed" loss is no such loss: leave the update out of both means
-        blank = torch.where(skipped.any(), torch.nan, 0.0)
-        means.add("sam_perturbed_loss", self._totals.perturbed_loss + blank)
+        loss, perturbed = self._totals.loss, self._totals.perturbed_loss
+        # A loss at w that is not finite is not in Trainer's mean: leave the update out of this one too
+        means.add("sam_perturbed_loss", perturbed + (loss - loss))
         if self._groups.fraction == 1:  # otherwise the two losses are of different examples
-            means.add("sam_sharpness", self._totals.perturbed_loss - self._totals.loss + blank)
+            means.add("sam_sharpness", perturbed - loss)

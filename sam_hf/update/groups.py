@@ -112,9 +112,8 @@ class WindowGroups:
         """Return the pieces of the next micro-batch, which is `batch`."""
         first, self._position = self._position, self._position + 1
         size = self._size.examples
-        if size is not None and (total := first_dimension(batch)) > size:
-            slices = [slice_examples(batch, start, min(start + size, total)) for start in range(0, total, size)]
-            pieces = [Piece(part, batch, part, ends_group=True) for part in slices]
+        if size is not None and first_dimension(batch) > size:
+            pieces = [Piece(part, batch, part, ends_group=True) for part in self.parts(batch)]
             pieces[-1].ends_window = self._position == self._length
             for piece in pieces:
                 self._choose_ascent([piece])
@@ -125,6 +124,14 @@ class WindowGroups:
         if self._position >= self._length:
             self._batches.clear()
         return pieces
+
+    def parts(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return slices that together are `batch`: those of `size`, or two halves if it is not cut into these."""
+        total = first_dimension(batch)
+        size = self._size.examples
+        if size is None or total <= size:
+            size = (total + 1) // 2
+        return [slice_examples(batch, start, min(start + size, total)) for start in range(0, total, size)]
 
     def _begin_group(self, batch: dict[str, Any], first: int) -> None:
         length = 1 if self._size.examples is not None else self._size.micro_batches or self._length

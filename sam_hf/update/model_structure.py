@@ -93,6 +93,7 @@ class ModelStructure:
         names: the names of all parameters, also of frozen ones, which may be unfrozen during the run.
         left_out: the parameters that epsilon does not cover.
         checkpoints_reentrantly: some module uses torch's older, reentrant activation checkpointing.
+        modules: all modules, each before those inside it.
         normalisation: the modules that keep running statistics.
         random_devices: the accelerators on which a pass draws random numbers.
     """
@@ -109,9 +110,9 @@ class ModelStructure:
         unwrapped = extract_model_from_parallel(model, keep_torch_compile=False)
         self.names = {parameter: plain_name(name) for name, parameter in unwrapped.named_parameters()}
         self.left_out = left_out(unwrapped, targets)
-        modules = list(model.modules())
-        self.checkpoints_reentrantly = any(_checkpoints_reentrantly(module) for module in modules)
-        self.normalisation = normalisation_with_statistics(modules)
+        self.modules = list(model.modules())
+        self.checkpoints_reentrantly = any(_checkpoints_reentrantly(module) for module in self.modules)
+        self.normalisation = normalisation_with_statistics(self.modules)
         self.random_devices = random_devices({device, *(p.device for p in self.names)}, data_parallel)
 
     def covers(self, parameter: nn.Parameter) -> bool:

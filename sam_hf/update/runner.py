@@ -48,6 +48,11 @@ class PassRunner(ABC):
         """The parameters that epsilon covers."""
 
     @property
+    def stepped(self) -> Sequence[nn.Parameter]:
+        """The parameters that the optimizer steps, perturbed or not."""
+        return self.parameters
+
+    @property
     def gradient_state(self) -> GradientState | None:
         """accelerate's state, see [`~sam_hf.update.gradients.gradient_sync`]; `None` outside of accelerate."""
         return None
@@ -73,12 +78,16 @@ class PassRunner(ABC):
         """Draw the random numbers that one plain pass over the micro-batch draws, and change nothing else."""
 
     @abstractmethod
-    def find_loss_reduction(self, batch: dict[str, Any]) -> None:
+    def examine_loss(self, batch: dict[str, Any], parts: Sequence[dict[str, Any]]) -> None:
         """
-        Find out whether the loss is a mean or a sum. A window calls this before it cuts `batch` into slices.
+        Find out how much of the loss of a micro-batch belongs to a slice. A window calls this before it cuts `batch`.
+
+        Args:
+            batch: the micro-batch.
+            parts: slices that together are the micro-batch; the micro-batch alone if it is a single example.
 
         Raises:
-            ValueError: the loss is neither, or the batch cannot be cut into examples.
+            ValueError: the losses of slices do not add up to the loss of the micro-batch.
         """
 
     @abstractmethod

@@ -51,6 +51,11 @@ class RunningMeans:
         if len(waiting) >= TOGETHER:
             self._add_up(name)
 
+    def clear(self) -> None:
+        """Drop all values so far."""
+        self._waiting.clear()
+        self._sums.zero_()
+
     def _add_up(self, name: str) -> None:
         waiting, index = self._waiting.pop(name), NAMES.index(name)
         numbers = [value for value in waiting if not isinstance(value, Tensor) and math.isfinite(value)]

@@ -34,16 +34,20 @@ def statistics_held(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def statistics_frozen(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Let the passes inside normalise with the running statistics, as in evaluation, without changing them."""
+def evaluation_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """
+    Keep the modules in evaluation mode in the passes inside, whatever `train()` these call.
+
+    A module with running statistics then normalises with them and does not change them; dropout is off.
+    """
     was_training = [m.training for m in modules]
     for module in modules:
-        module.eval()
+        module.training = False  # `eval()` may do more, such as merge adapters into the weights
         # Trainer's training_step calls model.train(), which calls the `train` of every module
         module.train = lambda mode=True, module=module: module  # type: ignore[method-assign,misc,assignment]
     try:
         yield
     finally:
         for module, training in zip(modules, was_training, strict=True):
-            del module.train
-            module.train(training)
+            vars(module).pop("train", None)
+            module.training = training

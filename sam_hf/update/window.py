@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..methods import Method, Point
-from ..tensors.optimizers import first_moments
+from ..tensors.optimizers import first_moments, no_first_moment
 from ..tensors.rounding import StochasticRounding
 from .combining import reuse
 from .perturbation import Perturbation
@@ -65,19 +65,30 @@ class PlainWindow(Window):
         batches (`Sequence`): the micro-batches of the update.
         method ([`~sam_hf.methods.Method`], *optional*): changes the gradient of the update, as looksam does between
             two SAM updates.
+        reports (`Sequence[str]`, *optional*): the metrics that the update adds to, as one with ε = 0.
     """
 
     is_cut_short = False
 
-    def __init__(self, batches: Sequence[dict[str, Any]], method: Method | None = None):
+    def __init__(self, batches: Sequence[dict[str, Any]], method: Method | None = None, reports: Sequence[str] = ()):
         super().__init__(batches)
         self._method = method
+        self._reports = reports
+        self._loss: Tensor | float = 0.0
 
     def step(self, runner: PassRunner, batch: dict[str, Any]) -> Tensor:
         loss = runner.plain_step(batch)
         self.position += 1
-        if self.is_complete and self._method is not None:
-            reuse(self._method, runner)
+        if self._reports:
+            self._loss = self._loss + loss
+        if self.is_complete:
+            if self._method is not None:
+                reuse(self._method, runner)
+            # Not 0 if the loss is not finite: the update is then left out of all means
+            zero = self._loss - self._loss
+            values = {"sam_rho": 0.0, "sam_perturbed_loss": self._loss, "sam_sharpness": zero}
+            for name in self._reports:
+                runner.means.add(name, values[name])
         return loss
 
 
@@ -92,6 +103,8 @@ class MomentumWindow(Window):
         method ([`~sam_hf.methods.Method`]): turns the first moment into epsilon.
         radius (`float` or 0-dimensional `Tensor`): ρ of this update.
         optimizer (`torch.optim.Optimizer`): keeps the first moment.
+        has_stepped (`bool`, *optional*, defaults to `False`): the optimizer has stepped, so it must have first
+            moments by now.
         rounding ([`~sam_hf.tensors.rounding.StochasticRounding`], *optional*): rounds w + ε to bf16 and fp16 weights,
             in the same way for each micro-batch.
     """
@@ -103,21 +116,30 @@ class MomentumWindow(Window):
         method: Method,
         radius: float | Tensor,
         optimizer: Any,
+        has_stepped: bool = False,
         rounding: StochasticRounding | None = None,
     ):
         super().__init__(batches)
         self._method = method
         self._radius = radius
         self._optimizer = optimizer
+        self._has_stepped = has_stepped
         self._rounding = rounding
         self._loss: Tensor | float = 0.0
 
     def step(self, runner: PassRunner, batch: dict[str, Any]) -> Tensor:
-        """Take the next micro-batch. Return its loss at w + ε: this kind of update does not visit w."""
+        """
+        Take the next micro-batch. Return its loss at w + ε: this kind of update does not visit w.
+
+        Raises:
+            ValueError: the optimizer has stepped and keeps no first moment.
+        """
         self.position += 1
         if hasattr(self._optimizer, "train") and callable(self._optimizer.train):
             self._optimizer.train()  # Trainer would do so inside the pass, when the weights are perturbed already
         moments = first_moments(self._optimizer, runner.perturbed)
+        if self._has_stepped and not moments:
+            raise ValueError(no_first_moment(self._optimizer))
         if self._rounding is not None:
             self._rounding.restart()
         with Perturbation(round_to=self._rounding) as perturbation:
@@ -130,7 +152,7 @@ class MomentumWindow(Window):
             self.perturbation_ratio = perturbation.ratio
         self._loss = self._loss + loss
         if self.is_complete:
-            runner.means.add("sam_rho", self._radius)
+            runner.means.add("sam_rho", self._radius if moments else 0.0)
             runner.means.add("sam_perturbed_loss", self._loss)
             runner.means.add("sam_perturbation_ratio", self.perturbation_ratio)
         return loss

@@ -64,9 +64,13 @@ def test_radii_of_a_run(tmp_path):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("method", KNOWN)
 def test_timing(tmp_path, method, optimizer, interval, start):
-    """SAM runs on updates 0, k, 2k, … of the run, from ⌈start·6⌉ on. looksam is plain until it has a direction."""
+    """
+    SAM runs on updates 0, k, 2k, … of the run, from ⌈start·6⌉ on. looksam is plain until it has a direction, and msam
+    has ε = 0 until there is a moment.
+    """
     _, expected, _ = assert_agree(tmp_path, method, optimizer, interval=interval, start=start)
     first = {0.0: 0, 0.5: 3, 0.2: 2, 0.34: 3}[start]
+    first = max(first, int(method == "msam"))
     sam_updates = [t for t, update in enumerate(expected) if update.rho]
     assert sam_updates == [t for t in range(6) if t % interval == 0 and t >= first]
 
@@ -91,14 +95,15 @@ def test_radius_follows_learning_rates_without_or_above_their_first_one(group, s
     assert radius_at(args, 3, 10, optimizer) == pytest.approx(0.2 + 0.2 * share)
 
 
-def test_means_are_over_sam_updates(tmp_path):
+def test_means_are_over_all_updates(tmp_path):
+    """Those of `loss` as well. On a plain update, ε is 0."""
     how = {"interval": 2, "schedule": "linear", "rho_min": 0.05}
     _, expected, trainer = both(tmp_path, "sam", trainer_options={"logging_steps": 3}, **how)
     first, second = [entry for entry in trainer.state.log_history if "loss" in entry]
     rho = [update.rho for update in expected]
-    assert first["sam_rho"] == pytest.approx((rho[0] + rho[2]) / 2, rel=1e-6)
-    assert second["sam_rho"] == pytest.approx(rho[4], rel=1e-6)
-    perturbed = (expected[0].perturbed_loss + expected[2].perturbed_loss) / 2
+    assert first["sam_rho"] == pytest.approx((rho[0] + rho[2]) / 3, rel=1e-6)
+    assert second["sam_rho"] == pytest.approx(rho[4] / 3, rel=1e-6)
+    perturbed = (expected[0].perturbed_loss + expected[1].loss + expected[2].perturbed_loss) / 3
     assert first["sam_perturbed_loss"] == pytest.approx(perturbed, rel=1e-6)
     assert first["loss"] == pytest.approx(sum(update.loss for update in expected[:3]) / 3, rel=1e-6)
 

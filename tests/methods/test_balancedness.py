@@ -118,3 +118,13 @@ def test_adapters_too_coarse_for_the_factor_are_refused(tmp_path):
     model = adapted().to(torch.bfloat16)
     with pytest.raises(ValueError, match=r"rounds to 1 in torch\.bfloat16"):
         trainer_of(model, sentences(8), tmp_path, sam_method="nbar").train()
+
+
+def test_an_optimizer_that_steps_none_of_the_adapters_is_refused(tmp_path):
+    """It has copies of them, for example, and nothing would be balanced."""
+    model = adapted()
+    trainer = trainer_of(model, sentences(8), tmp_path, sam_method="nbar")
+    copies = [nn.Parameter(p.detach().clone()) for p in trainable(model).values()]
+    trainer.optimizer = torch.optim.SGD(copies, lr=0.1)
+    with pytest.raises(ValueError, match="it steps none of them"):
+        trainer.train()

@@ -65,11 +65,11 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-# Axes and their number of kinds of passes: gradients of all or some parameters, over all or some examples
+# Axes and their number of kinds of passes: gradients of all or some parameters or none, over all or some examples
 AXES = {
     "mask": ({"sam_target_modules": "norm"}, 2),
     "mask, interval": ({"sam_target_modules": "norm", "sam_interval": 2}, 2),
-    "fraction": ({"sam_ascent_fraction": 0.5}, 2),
+    "fraction": ({"sam_ascent_fraction": 0.5}, 3),
     "looksam": ({"sam_method": "looksam", "sam_interval": 2}, 1),
     "msam": ({"sam_method": "msam", "optim_args": "momentum=0.9"}, 1),
 }

@@ -174,8 +174,76 @@ class Projected(torch.optim.SGD):
 def test_momentum_sam_with_a_projected_momentum(tmp_path):
     trainer = trainer_of(perceptron(), points(8), tmp_path, sam_method="msam")
     trainer.optimizer = Projected(trainer.model.parameters(), lr=0.1, momentum=0.9)
-    with pytest.raises(ValueError, match="first moment, but Projected keeps none"):
+    with pytest.raises(ValueError, match=r"first moment, but test_refusals\.Projected keeps none"):
         trainer.train()
+
+
+def of_module(name, base=torch.optim.AdamW):
+    """An optimizer class of another package. Those that quantise their moments are not installed for the tests."""
+    return type("AdamW8bit", (base,), {"__module__": name})
+
+
+class Wrapping(torch.optim.Optimizer):
+    """An optimizer around another one, as Lookahead is."""
+
+    def __init__(self, inner):
+        self.optimizer, self.param_groups, self.defaults, self.state = inner, inner.param_groups, inner.defaults, {}
+
+    def step(self, closure=None):
+        return self.optimizer.step(closure)
+
+    def state_dict(self):
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state):
+        self.optimizer.load_state_dict(state)
+
+
+@pytest.mark.parametrize("wrap", [lambda inner: inner, Wrapping], ids=["itself", "wrapped"])
+@pytest.mark.parametrize(
+    "module", ["bitsandbytes.optim.adamw", "torchao.optim.adam", "schedulefree.wrap_schedulefree"]
+)
+def test_momentum_sam_with_a_momentum_that_cannot_be_read(tmp_path, module, wrap):
+    model, passes = perceptron(), []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    trainer = trainer_of(model, points(8), tmp_path, sam_method="msam")
+    trainer.optimizer = wrap(of_module(module)(model.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match=f"but {module}.AdamW8bit keeps none") as error:
+        trainer.train()
+    assert not passes
+    assert "optim='adamw_torch'" in str(error.value) and "Use AdamW" not in str(error.value)
+
+
+def test_momentum_sam_with_a_projection_that_is_known_before_the_first_step(tmp_path):
+    model = perceptron()
+    trainer = trainer_of(model, points(8), tmp_path, sam_method="msam")
+    groups = [{"params": list(model.parameters()), "rank": 2, "update_proj_gap": 50, "scale": 0.25}]
+    trainer.optimizer = torch.optim.AdamW(groups, lr=0.1)  # the groups of GaLore
+    with pytest.raises(ValueError, match="keeps none"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+class Signs(torch.optim.Optimizer):
+    """An optimizer without any state."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for parameter in self.param_groups[0]["params"]:
+            parameter -= 0.1 * parameter.grad.sign()
+
+
+@pytest.mark.parametrize("wrap", [lambda inner: inner, Wrapping], ids=["itself", "wrapped"])
+def test_momentum_sam_with_an_optimizer_that_never_has_a_momentum(tmp_path, wrap):
+    """It is known after the first step, and training does not go on without SAM."""
+    trainer = trainer_of(perceptron(), points(8), tmp_path, sam_method="msam")
+    trainer.optimizer = wrap(Signs(trainer.model.parameters()))
+    with pytest.raises(ValueError, match=r"but test_refusals\.Signs keeps none"):
+        trainer.train()
+    assert trainer.state.global_step == 1
 
 
 def test_balancedness_without_adapters(tmp_path):

@@ -141,22 +141,21 @@ def test_parameters_of_the_loss_are_perturbed(tmp_path, targets):
         assert torch.equal(perturbed, before)
 
 
-@pytest.mark.parametrize("options", [{}, {"sam_ascent_steps": 2}, {"sam_m": 2}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"sam_ascent_steps": 2}], ids=str)
 def test_parts_of_a_loss_are_logged_once(tmp_path, options):
     loss = InParts(embedder(tmp_path / "model"))
     common = {"gradient_accumulation_steps": 2, "learning_rate": 0.0, "logging_steps": 2, "max_steps": 4}
     run = {"data": pairs(16), "output_dir": tmp_path, "loss": loss} | common
     plain = run_with(PLAIN, loss.model, **run)
     sam = run_with(SAM, loss.model, **run, sam_rho=1.0, **options)
-    if "sam_m" not in options:
-        assert logged(sam, "loss", "ranking", "size") == logged(plain, "loss", "ranking", "size")
+    assert logged(sam, "loss", "ranking", "size") == logged(plain, "loss", "ranking", "size")
     # Rounded to four digits, as logged
     parts = torch.tensor(logged(sam, "ranking", "size"))
     torch.testing.assert_close(parts.sum(1), torch.tensor(logged(sam, "loss"))[:, 0], rtol=0, atol=2e-4)
     assert abs(logged(sam, "sam_sharpness")[0][0]) > 1e-2
 
 
-@pytest.mark.parametrize("m", [None, 4, 2])
+@pytest.mark.parametrize("m", [None, 4])
 def test_cached_gradients_are_those_of_the_whole_batch(tmp_path, m):
     """GradCache embeds again in its backward hook; in the descent pass, it must do so at w + ε."""
     whole = ranking(embedder(tmp_path / "model"))
@@ -165,6 +164,24 @@ def test_cached_gradients_are_those_of_the_whole_batch(tmp_path, m):
     run_with(SAM, whole.model, pairs(16), tmp_path, loss=whole, **options)
     run_with(SAM, parts.model, pairs(16), tmp_path, loss=parts, **options)
     torch.testing.assert_close(flat(parts), flat(whole), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("options", [{"sam_m": 2}, {"sam_ascent_fraction": 0.5}], ids=str)
+@pytest.mark.parametrize("make", [ranking, cached])
+def test_slices_of_a_loss_with_negatives_of_the_batch_are_refused(tmp_path, make, options):
+    """A slice has fewer negatives, so its loss is another one."""
+    loss = make(embedder(tmp_path / "model"))
+    with pytest.raises(ValueError, match=r"losses of slices do not add up .*negatives within the batch"):
+        run_with(SAM, loss.model, pairs(16), tmp_path, loss=loss, sam_rho=0.3, **options)
+
+
+def test_slices_of_a_loss_over_pairs(tmp_path):
+    weights = []
+    for options in ({"sam_rho": 1e-13, "sam_m": 2}, {"sam_method": "none"}):
+        loss = losses.CosineSimilarityLoss(embedder(tmp_path / "model"))
+        run_with(SAM, loss.model, pairs(16, "similarity"), tmp_path, loss=loss, learning_rate=0.5, **options)
+        weights.append(flat(loss))
+    assert relative_difference(*weights) < 1e-10
 
 
 def test_losses_of_several_datasets(tmp_path):

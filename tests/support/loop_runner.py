@@ -47,7 +47,7 @@ class LoopRunner(PassRunner):
     def advance_random(self, batch):
         """The losses of these loops draw no random numbers."""
 
-    def find_loss_reduction(self, batch):
+    def examine_loss(self, batch, parts):
         """The losses of these loops are weighted by `forward_backward`."""
 
     def ascent_share(self, pieces, averaged):

@@ -33,7 +33,8 @@ def asked_by_sam() -> str | None:
     while frame is not None and Path(torch.__file__).parent in Path(frame.f_code.co_filename).parents:
         frame = frame.f_back
     ours = frame is not None and Path(sam_hf.__file__).parent in Path(frame.f_code.co_filename).parents
-    return frame.f_code.co_name if ours else None
+    # What the wrapped `step` asks for is the optimizer's own
+    return frame.f_code.co_name if ours and frame.f_code.co_name != "hooked" else None
 
 
 class Launches(TorchDispatchMode):

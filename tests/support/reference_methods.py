@@ -177,7 +177,7 @@ class Run:
         values, gradients = zip(*(self._whole(self.w + epsilon, of_rank) for of_rank in groups), strict=True)
         s = mean(gradients)
         self._step(s, lr)
-        return Update(rho, loss=sum(values) / len(values), gradient=s)
+        return Update(rho if epsilon.any() else 0.0, loss=sum(values) / len(values), gradient=s)
 
     def _two_passes(self, groups, rho: float, lr: float) -> Update:
         ranks = range(len(groups))

@@ -74,7 +74,7 @@ def test_trainer_knows_which_losses_shift_their_labels(tmp_path):
     [
         (Trainer, "_prepare_inputs _maybe_log_save_evaluate _save_checkpoint _save _push_from_checkpoint"),
         (Trainer, "_save_optimizer_and_scheduler _load_optimizer_and_scheduler _finish_current_push"),
-        (Trainer, "_get_num_items_in_batch loss_is_scaled_for_ga"),
+        (Trainer, "_get_num_items_in_batch"),
         (GradientState, "_set_sync_gradients"),
     ],
 )

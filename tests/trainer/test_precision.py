@@ -102,7 +102,8 @@ def test_overflow_skips_perturbation_and_step(tmp_path, options):
         # The descent gradient may overflow as well: the scaler skips that step alone
         assert torch.equal(after, before) or not overflowed
         assert ("sam_ascent_grad_norm" in entry) != overflowed
-        assert ("sam_sharpness" in entry) != overflowed
+        assert (entry["sam_sharpness"] == 0) == overflowed
+        assert entry["sam_perturbed_loss"] - entry["loss"] == pytest.approx(entry["sam_sharpness"], abs=1e-6)
         before = after
     assert not torch.equal(weights[-1], weights[0])
 

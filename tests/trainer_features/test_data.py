@@ -221,7 +221,8 @@ def test_resuming_with_another_batch_size_regroups(tmp_path):
 
     class Sizes(SAMTrainer):
         def compute_loss(self, model, inputs, *args, **kwargs):
-            sizes.append(len(inputs["x"]))
+            if torch.is_grad_enabled():  # slices are compared with whole micro-batches without gradients
+                sizes.append(len(inputs["x"]))
             return super().compute_loss(model, inputs, *args, **kwargs)
 
     options = {"max_steps": 4, "per_device_train_batch_size": 8, "sam_rho": RHO, **run}

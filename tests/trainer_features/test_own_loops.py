@@ -74,20 +74,18 @@ def test_a_training_step_that_leaves_sam_out_is_reported(tmp_path, monkeypatch, 
     ] * warned
 
 
-class Noisy(SAMTrainer):
-    """Adds noise to its inputs, in place or in new tensors."""
+class Changing(SAMTrainer):
+    """Changes its inputs, in place or in new tensors."""
 
     in_place = False
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-        noise = torch.randn_like(inputs["x"])
         if self.in_place:
-            inputs["x"] += noise
-            inputs["labels"][:1] = 0
+            inputs["x"] *= 2
+            inputs["labels"] += 1
+            inputs["labels"] %= 3
         else:
-            labels = inputs["labels"].clone()
-            labels[:1] = 0
-            inputs = {"x": inputs["x"] + noise, "labels": labels}
+            inputs = {"x": 2 * inputs["x"], "labels": (inputs["labels"] + 1) % 3}
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
@@ -95,10 +93,10 @@ class Noisy(SAMTrainer):
 def test_inputs_changed_in_place_are_changed_once_in_every_pass(tmp_path, monkeypatch, options):
     weights = []
     for in_place in (True, False):
-        monkeypatch.setattr(Noisy, "in_place", in_place)
+        monkeypatch.setattr(Changing, "in_place", in_place)
         model = perceptron()
         run = {"sam_rho": RHO, "gradient_accumulation_steps": 2} | options
-        trainer_of(model, points(48), tmp_path, trainer_class=Noisy, **run).train()
+        trainer_of(model, points(48), tmp_path, trainer_class=Changing, **run).train()
         weights.append(flat(model))
     assert torch.equal(*weights)
 

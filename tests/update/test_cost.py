@@ -71,10 +71,11 @@ def test_no_update_waits_for_the_device(tmp_path, name):
             )
         return reads.readers
 
-    few, many = readers(2), readers(6)
+    # The first ten micro-batches are compared with their slices
+    few, many = readers(10), readers(14)
     # It reads where the tensor is on the CPU only; the mode sees such reads
     assert many.pop("clear_if_not_finite", 0) > few.pop("clear_if_not_finite", 0)
-    assert many == few, "only the first update may ask"
+    assert many == few, "only the first updates may ask"
 
 
 @pytest.mark.parametrize("options", [{}, {"sam_m": 4, "gradient_accumulation_steps": 2}, {"sam_m": 2}], ids=str)
