@@ -11,9 +11,11 @@ from sam_hf import SAMSeq2SeqTrainer, SAMSeq2SeqTrainingArguments
 from sam_hf.command_line import parse_arguments, run
 from sam_hf.errors import UsageError
 from sam_hf.inputs.checkpoints import from_checkpoint
-from sam_hf.inputs.options import ExampleArguments, ModelArguments, option
+from sam_hf.inputs.options import ExampleArguments, ModelArguments, at_least_one, option
 from sam_hf.inputs.splits import load_examples
+from sam_hf.inputs.texts import check_texts, columns_of_text
 from sam_hf.metrics import load_metric
+from sam_hf.recipes.best_metric import GENERATED_TEXT, METRICS, check_best_metric
 from sam_hf.recipes.card import card_arguments
 from sam_hf.recipes.loss import TOKENS, loss_function
 from sam_hf.recipes.model_options import with_lora
@@ -22,13 +24,17 @@ from sam_hf.recipes.run import run_recipe, start_run
 
 @dataclass
 class PairArguments(ExampleArguments):
-    source_column: str | None = option(None, "Column with the texts to read. Default: the first column.")
-    target_column: str | None = option(None, "Column with the texts to write. Default: the second column.")
+    source_column: str | None = option(None, "Column with the texts to read. Default: the first of the two texts.")
+    target_column: str | None = option(None, "Column with the texts to write. Default: the second of them.")
     source_prefix: str = option("", "Text before every text to read, such as T5's `summarize: `.")
     max_source_length: int = option(512, "Longer texts to read are cut to this many tokens.")
     max_target_length: int = option(
         128, "Longer texts to write are cut to this many tokens. The model generates at most as many."
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least_one(self, "max_source_length", "max_target_length")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,9 +44,13 @@ def main(argv: list[str] | None = None) -> None:
         raise UsageError("do_predict writes texts: it needs predict_with_generate")
     if args.generation_max_length is None:
         args.generation_max_length = data.max_target_length
-    checkpoint, weights, resume_from = start_run(args, model_arguments)
+    check_best_metric(args, METRICS[GENERATED_TEXT] if args.predict_with_generate else ())
+    checkpoint, weights, start = start_run(args, model_arguments, data)
     splits = load_examples(data, args)
-    columns = {split: source_and_target(splits[split], data, split) for split in splits}
+    columns = source_and_target(splits, data)
+    if args.process_index == 0:
+        source, target = next(iter(columns.values()))
+        print(f"reads: {source}; writes: {target}", flush=True)
 
     tokenizer = from_checkpoint(AutoTokenizer, checkpoint)
     model = from_checkpoint(AutoModelForSeq2SeqLM, weights)
@@ -66,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     run_recipe(
         trainer,
-        resume_from,
+        start,
         card_arguments(data, model_arguments, "text2text-generation"),
         save_model=model_arguments.save_final_model,
         predict_dataset=splits.get("test"),
@@ -74,21 +84,26 @@ def main(argv: list[str] | None = None) -> None:
     )
 
 
-def source_and_target(dataset, data: PairArguments, split: str) -> tuple[str, str | None]:
-    """Return the names of the two text columns. In examples to predict, the second may be missing."""
-    columns = dataset.column_names
-    source = data.source_column or columns[0]
-    target = data.target_column or next((name for name in columns if name != source), None)
-    if target not in columns and split == "test":
-        target = None
-    elif target is None:
-        raise UsageError(f"the {split} split has only the column {source}: it needs a column of texts to write, too")
-    for name in (source, target):
-        if name is not None and name not in columns:
-            raise UsageError(f"no column {name} in the {split} split: the columns are {', '.join(columns)}")
-        if name is not None and not all(isinstance(text, str) for text in dataset[name]):
-            raise UsageError(f"the column {name} of the {split} split holds values that are not texts")
-    return source, target
+def source_and_target(splits, data: PairArguments) -> dict[str, tuple[str, str | None]]:
+    """Return the names of the two text columns of each split. In examples to predict, the second may be missing."""
+    first, dataset = next(iter(splits.items()))
+    given = [name for name in (data.source_column, data.target_column) if name is not None]
+    if first != "test":
+        check_texts({first: dataset}, given)
+    texts = [name for name in columns_of_text(dataset) if name not in given]
+    if len(given) < 2 < len(given) + len(texts):
+        columns = ", ".join(dataset.column_names)
+        raise UsageError(f"name source_column and target_column: the {first} split has the columns {columns}")
+    source = data.source_column or next(iter(texts), dataset.column_names[0])
+    target = data.target_column or next((name for name in texts if name != source), None)
+    if target is None and first != "test":
+        raise UsageError(f"the {first} split has only the column {source}: it needs a column of texts to write, too")
+    found = {}
+    for split, examples in splits.items():
+        target_here = None if split == "test" and target not in examples.column_names else target
+        check_texts({split: examples}, [name for name in (source, target_here) if name is not None])
+        found[split] = source, target_here
+    return found
 
 
 def tokenize_pairs(batch, tokenizer, data: PairArguments, source: str, target: str | None):

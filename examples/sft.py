@@ -13,6 +13,7 @@ from sam_hf.errors import UsageError
 from sam_hf.inputs.checkpoints import from_checkpoint
 from sam_hf.inputs.options import ExampleArguments, ModelArguments
 from sam_hf.inputs.splits import load_examples
+from sam_hf.recipes.best_metric import check_best_metric
 from sam_hf.recipes.card import trl_card_arguments
 from sam_hf.recipes.model_options import with_lora
 from sam_hf.recipes.run import run_recipe, start_run
@@ -31,7 +32,8 @@ def main(argv: list[str] | None = None) -> None:
     data, model_arguments, args = parse_arguments([ExampleArguments, ModelArguments, SAMSFTConfig], argv, __doc__)
     if args.do_predict:
         raise UsageError("do_predict is not offered here: give do_train or do_eval")
-    checkpoint, weights, resume_from = start_run(args, model_arguments)
+    check_best_metric(args, ["mean_token_accuracy"])
+    checkpoint, weights, start = start_run(args, model_arguments, data)
     splits = load_examples(data, args)
     tokenizer = from_checkpoint(AutoTokenizer, checkpoint)
     for dataset in splits.values():
@@ -46,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
         processing_class=tokenizer,
     )
     card = trl_card_arguments(data, args.output_dir)
-    run_recipe(trainer, resume_from, card, save_model=model_arguments.save_final_model)
+    run_recipe(trainer, start, card, save_model=model_arguments.save_final_model)
 
 
 def check_columns(dataset, args, tokenizer) -> None:
@@ -58,6 +60,11 @@ def check_columns(dataset, args, tokenizer) -> None:
             f"the columns are {', '.join(columns)}: there must be {text} (see dataset_text_field), messages, or "
             "prompt and completion"
         )
+    used = ("messages", text, "prompt", "completion")
+    for name in [name for name in used if name in columns]:
+        missing = sum(value is None for value in dataset[name])
+        if missing:
+            raise UsageError(f"the column {name} has nothing in {missing} of {len(dataset)} examples")
     first = dataset[0].get("messages", dataset[0].get("prompt"))
     if isinstance(first, list) and tokenizer.chat_template is None and args.chat_template_path is None:
         raise UsageError("the data are conversations, and the model has no chat template: give chat_template_path")

@@ -10,8 +10,10 @@ from sam_hf import SAMTrainer, SAMTrainingArguments
 from sam_hf.command_line import parse_arguments, run
 from sam_hf.errors import UsageError
 from sam_hf.inputs.checkpoints import from_checkpoint, label_arguments
-from sam_hf.inputs.options import ExampleArguments, ModelArguments, option
-from sam_hf.inputs.tags import load_tagged, tag_metrics_function, tags_of_words, tokenize_words
+from sam_hf.inputs.labels import SINGLE_LABEL
+from sam_hf.inputs.options import ExampleArguments, ModelArguments, at_least_one, option
+from sam_hf.inputs.tags import are_entities, load_tagged, tag_metrics_function, tags_of_words, tokenize_words
+from sam_hf.recipes.best_metric import ENTITIES, METRICS, check_best_metric
 from sam_hf.recipes.card import card_arguments
 from sam_hf.recipes.loss import TOKENS, loss_function
 from sam_hf.recipes.model_options import with_lora
@@ -26,13 +28,21 @@ class TagArguments(ExampleArguments):
     tags_column: str | None = option(
         None, "Column with one tag per word, in the same form. Default: ner_tags, tags, labels or pos_tags."
     )
+    drop_unlabelled: bool = option(
+        False, "Leave words without a tag (nothing, -1 or -100) out of loss and metrics. Default: refuse them."
+    )
     max_seq_length: int = option(128, "Longer sentences are cut to this many tokens.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least_one(self, "max_seq_length")
 
 
 def main(argv: list[str] | None = None) -> None:
     data, model_arguments, args = parse_arguments([TagArguments, ModelArguments, SAMTrainingArguments], argv, __doc__)
-    checkpoint, weights, resume_from = start_run(args, model_arguments)
-    splits, names = load_tagged(data, args, checkpoint, data.words_column, data.tags_column)
+    checkpoint, weights, start = start_run(args, model_arguments, data)
+    splits, names = load_tagged(data, args, checkpoint, data.words_column, data.tags_column, data.drop_unlabelled)
+    check_best_metric(args, METRICS[ENTITIES if are_entities(names) else SINGLE_LABEL])
 
     tokenizer = load_tokenizer(checkpoint)
     model = from_checkpoint(AutoModelForTokenClassification, weights, **label_arguments(names))
@@ -61,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     run_recipe(
         trainer,
-        resume_from,
+        start,
         card_arguments(data, model_arguments, "token-classification"),
         save_model=model_arguments.save_final_model,
         predict_dataset=splits.get("test"),

@@ -21,3 +21,7 @@ class HubError(RuntimeError):
 
 class HubRefusedError(HubError):
     """The Hub refuses what was asked before anything was trained: a wrong token, no right to write, a wrong name."""
+
+
+class DivergedError(RuntimeError):
+    """Training or evaluation ended with numbers that are not finite; the message says where, and what was written."""

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..errors import HubError, HubRefusedError, UsageError
+from ..errors import DivergedError, HubError, HubRefusedError, UsageError
 from .config import PlainParser as PlainParser
 
 
@@ -38,10 +38,10 @@ def run(main: Callable[[], Any]) -> None:
     Call `main` and turn errors that users can mend into one line on stderr.
 
     The exit status is 2 for wrong use and for a Hub that refuses the push before training starts, and 1 for a push
-    that fails.
+    that fails and for numbers that are not finite.
     """
     try:
         main()
-    except (UsageError, HubError) as error:
+    except (UsageError, HubError, DivergedError) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError | HubRefusedError) else 1)

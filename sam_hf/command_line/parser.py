@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import Any, get_args, get_type_hints
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -31,11 +32,36 @@ _COMMON = (
 ).split()
 
 
+# Options that hold JSON or name a file of JSON. TrainingArguments takes any other word for the latter
+_JSON_OR_FILE = {"fsdp_config", "accelerator_config", "deepspeed"}
+
+
 class WordOrList(argparse.Action):
     """The action of an option that is a `str | list[str]`: it takes one word, several words, or a list in JSON."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         setattr(namespace, self.dest, values if len(values) > 1 else _decoded(values[0]))
+
+
+def _is_object(hint: Any) -> bool:
+    kinds = get_args(hint)
+    return str in kinds and any(dict in (kind, get_origin(kind)) for kind in kinds)
+
+
+def _check_object(name: str, value: str) -> None:
+    """Refuse the value of an option for an object that is no JSON, or that names a file without any."""
+    text, where = value, f"{name}={value}"
+    if name in _JSON_OR_FILE and not value.startswith("{"):
+        try:
+            text = Path(value).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{where} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        is_object = isinstance(json.loads(text), dict)
+    except ValueError as error:
+        raise UsageError(f"{where} is not allowed: it is not valid JSON ({error})") from error
+    if not is_object:
+        raise UsageError(f'{where} is not allowed: it must be an object of JSON, such as {{"key": 1}}')
 
 
 def _decoded(word: str) -> str | list[str]:
@@ -55,6 +81,9 @@ class Parser(HfArgumentParser):
             for kind in dataclass_types
             for name, hint in get_type_hints(kind).items()
             if {str, list[str]} <= set(get_args(hint))
+        }
+        self._objects = {
+            name for kind in dataclass_types for name, hint in get_type_hints(kind).items() if _is_object(hint)
         }
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
         trains = any(issubclass(kind, TrainingArguments) for kind in dataclass_types)
@@ -85,14 +114,23 @@ class Parser(HfArgumentParser):
             *instances, _, unknown = self.parse_args_into_dataclasses(
                 rest, return_remaining_strings=True, look_for_args_file=False
             )
-        except (ValueError, TypeError, UsageError) as error:
+        except (UsageError, ValueError, TypeError, KeyError, OSError, ImportError, RuntimeError) as error:
             # The dataclasses' messages begin with the field and its value: `sam_rho=-1.0 is not allowed: ...`
             action = defaults.get(str(error).partition("=")[0])
             from_config = action and not {word.partition("=")[0] for word in rest}.intersection(action.option_strings)
-            raise UsageError(f"{given.config}: {error}" if from_config else str(error)) from error
+            text = str(error) or type(error).__name__
+            raise UsageError(f"{given.config}: {text}" if from_config else text) from error
         if unknown:
             raise UsageError(self._unknown(unknown[0].partition("=")[0], list(self._option_string_actions)))
         return tuple(instances)
+
+    def parse_known_args(self, args=None, namespace=None):
+        namespace, rest = super().parse_known_args(args, namespace)
+        for name in sorted(self._objects):
+            value = getattr(namespace, name, None)
+            if isinstance(value, str):
+                _check_object(name, value)
+        return namespace, rest
 
     def _set_defaults_from(self, path: str) -> dict[str, argparse.Action]:
         """Make the values of the YAML file at `path` defaults, and return the actions that they belong to."""

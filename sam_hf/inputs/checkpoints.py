@@ -7,16 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from .checkpoint_files import fault_in_folder, reason, without_vocabulary
 from .demo import demo_model_path, is_demo
 
 
 def model_path(name: str, option: str = "model_name_or_path") -> str:
-    """Return what `from_pretrained` takes for the value `name` of `option`; for `demo:NAME` this is a folder."""
+    """
+    Return what `from_pretrained` takes for the value `name` of `option`; for `demo:NAME` this is a folder.
+
+    Raises:
+        UsageError: the folder does not exist, or a file in it is a pointer, cut short or broken.
+    """
     if is_demo(name):
         return demo_model_path(name)
     is_hub_name = name.count("/") <= 1 and not name.startswith((".", "/", "~"))
     if not Path(name).is_dir() and not is_hub_name:
         raise UsageError(f"{option}={name}: the folder does not exist")
+    if Path(name).is_dir() and (fault := fault_in_folder(name)) is not None:
+        raise UsageError(fault)
     return name
 
 
@@ -42,8 +50,21 @@ def label_arguments(names: Sequence[str]) -> dict[str, Any]:
 
 
 def from_checkpoint(auto_class: Any, path: str, **kwargs: Any) -> Any:
-    """Return `auto_class.from_pretrained(path, ...)`. A checkpoint that cannot be loaded is an error of one line."""
+    """
+    Return `auto_class.from_pretrained(path, ...)`.
+
+    Raises:
+        UsageError: the checkpoint cannot be loaded, or its tokenizer knows no word.
+    """
     try:
-        return auto_class.from_pretrained(path, **kwargs)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"the checkpoint {path} cannot be loaded: {error}") from error
+        loaded = auto_class.from_pretrained(path, **kwargs)
+    except MemoryError:
+        raise
+    except Exception as error:  # of transformers, tokenizers, safetensors, torch, pickle or json
+        if type(error).__name__ == "OutOfMemoryError":  # of torch: the checkpoint is not to blame
+            raise
+        fault = fault_in_folder(path) if Path(path).is_dir() else None
+        raise UsageError(fault or reason(path, error)) from error
+    if auto_class.__name__ == "AutoTokenizer" and (fault := without_vocabulary(path, loaded)) is not None:
+        raise UsageError(fault)
+    return loaded

@@ -14,6 +14,14 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
     return field(default=default, metadata={"help": help, **metadata})
 
 
+def at_least_one(arguments: Any, *names: str) -> None:
+    """Check that the options `names` of a dataclass are 1 or more, if they are given."""
+    for name in names:
+        given = getattr(arguments, name)
+        if given is not None and given < 1:
+            raise UsageError(f"{name}={given} is not allowed: it must be at least 1")
+
+
 @dataclass
 class ExampleArguments:
     """Where the examples come from, and which of them are used."""
@@ -33,9 +41,7 @@ class ExampleArguments:
     )
 
     def __post_init__(self):
-        for name in ("max_train_samples", "max_eval_samples", "max_predict_samples"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)} is not allowed: it must be at least 1")
+        at_least_one(self, "max_train_samples", "max_eval_samples", "max_predict_samples")
         share = self.validation_split_percentage
         if share is not None and not 1 <= share <= 99:
             raise UsageError(f"validation_split_percentage={share} is not allowed: it must be from 1 to 99")
@@ -48,6 +54,9 @@ class DataArguments(ExampleArguments):
     label_column: str | None = option(None, "Column with the labels. Default: label or labels.")
     problem_type: str | None = option(
         None, "What the labels are. Default: what their type suggests.", choices=list(PROBLEM_TYPES)
+    )
+    drop_unlabelled: bool = option(
+        False, "Leave out examples without a label: empty, or -1 among classes. Default: refuse them."
     )
     label_noise: float = option(0.0, "Share of training labels replaced by another class, 0 <= share < 1.")
 
@@ -78,3 +87,7 @@ class ModelArguments:
     def __post_init__(self):
         if self.model_name_or_path is None:
             raise UsageError("model_name_or_path is missing: give a Hub name, a folder, or demo:NAME")
+        if self.lora_r is not None and self.lora_r < 1:
+            raise UsageError(f"lora_r={self.lora_r} is not allowed: it must be at least 1")
+        if not 0 <= self.lora_dropout < 1:
+            raise UsageError(f"lora_dropout={self.lora_dropout} is not allowed: it must be at least 0 and below 1")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,23 @@ from transformers import AutoConfig
 
 from ..errors import UsageError
 from .checkpoints import from_checkpoint
-from .labels import LabelScheme, add_label_noise, encode_labels, find_label_column, has_labels, infer_scheme
+from .files import read_file
+from .labels import (
+    LabelScheme,
+    add_label_noise,
+    check_has_classes,
+    describe_labels,
+    encode_labels,
+    find_label_column,
+    has_labels,
+    infer_scheme,
+    labelled,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
     from .options import DataArguments, ExampleArguments
-
-LOADERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
 @contextmanager
@@ -35,13 +45,17 @@ def without_progress_bars() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def load_splits(arguments: ExampleArguments, folders: Mapping[str, str | None] | None = None) -> DatasetDict:
+def load_splits(
+    arguments: ExampleArguments, folders: Mapping[str, str | None] | None = None, drop_unlabelled: bool = False
+) -> DatasetDict:
     """
     Return the splits that `arguments` name. None of them is empty.
 
     Args:
         arguments (`ExampleArguments`): where the examples come from.
-        folders (`Mapping[str, str | None]`, *optional*): for images, a folder of class folders per split.
+        folders (`Mapping[str, str | None]`, *optional*): for images, a folder of class folders per split. That of
+            `test` may hold images without a class.
+        drop_unlabelled (`bool`, *optional*, defaults to `False`): leave out images beside class folders.
     """
     from datasets import DatasetDict
 
@@ -58,8 +72,11 @@ def load_splits(arguments: ExampleArguments, folders: Mapping[str, str | None] |
     if arguments.dataset_name:
         splits = _load_named(arguments.dataset_name, arguments.dataset_config_name)
     elif given_files or given_folders:
-        splits = DatasetDict({split: _load_file(file) for split, file in given_files.items()})
-        splits.update({split: _load_folder(folder) for split, folder in given_folders.items()})
+        splits = DatasetDict({split: read_file(file) for split, file in given_files.items()})
+        for split, folder in given_folders.items():
+            from .image_folders import load_image_folder  # pillow is an optional dependency
+
+            splits[split] = load_image_folder(folder, split != "test", drop_unlabelled)
     else:
         raise UsageError("no data: give dataset_name, or train_file, validation_file or test_file")
     if arguments.validation_split_percentage is not None:
@@ -100,22 +117,12 @@ def load_labelled(
     Returns:
         `tuple[DatasetDict, LabelScheme, int]`: splits, label scheme, number of labels replaced by noise.
     """
-    splits = _load_needed(arguments, args, folders)
-    given, replaced = arguments.label_column, 0
-    if "train" in splits or "validation" in splits:
-        column = find_label_column(splits["train" if "train" in splits else "validation"], given)
-    else:
-        names = [given or "label", "label", "labels"]
-        column = next((name for name in names if name in splits["test"].column_names), "label")
-    if "train" in splits:
-        scheme = infer_scheme(splits["train"], column, arguments.problem_type)
-    else:
-        scheme = LabelScheme.of_checkpoint(from_checkpoint(AutoConfig, checkpoint))
-    for split, dataset in _limited(splits, arguments).items():
-        if split != "test" or has_labels(dataset, column, scheme):
-            splits[split] = encode_labels(dataset, find_label_column(dataset, column), scheme, split)
-        elif column in dataset.column_names:
-            splits[split] = dataset.remove_columns(column)
+    splits = _load_needed(arguments, args, folders, arguments.drop_unlabelled)
+    scheme = _scheme(splits, arguments, checkpoint)
+    replaced = 0
+    for split, dataset in splits.items():
+        splits[split] = _encoded(dataset, split, scheme, arguments)
+    _limited(splits, arguments)
     if args.do_train:
         seed = args.seed if args.data_seed is None else args.data_seed
         splits["train"], replaced = add_label_noise(splits["train"], arguments.label_noise, scheme, seed)
@@ -125,11 +132,49 @@ def load_labelled(
     return splits, scheme, replaced
 
 
+def _scheme(splits: DatasetDict, arguments: DataArguments, checkpoint: str) -> LabelScheme:
+    """Return the labels of the training examples; without them, those that the checkpoint was trained with."""
+    given = arguments.label_column
+    if "train" in splits:
+        column = find_label_column(splits["train"], given, "train")
+        problem_type, drop = arguments.problem_type, arguments.drop_unlabelled
+        splits["train"] = labelled(splits["train"], column, "train", problem_type=problem_type, drop=drop)
+        scheme = infer_scheme(splits["train"], column, problem_type)
+        check_has_classes(splits["train"], column, scheme)
+    else:
+        scheme = LabelScheme.of_checkpoint(from_checkpoint(AutoConfig, checkpoint))
+        if "validation" in splits:
+            column = find_label_column(splits["validation"], given, "validation")
+        else:
+            usual = [given] if given else ["label", "labels"]
+            column = next((name for name in usual if name in splits["test"].column_names), usual[0])
+    return replace(scheme, column=column)
+
+
+def _encoded(dataset: Dataset, split: str, scheme: LabelScheme, arguments: DataArguments) -> Dataset:
+    """Return the split with its labels in the column `labels`; without that column if a test split has no labels."""
+    column = str(scheme.column)
+    if split == "test" and not has_labels(dataset, column, scheme):
+        return dataset.remove_columns([name for name in {column, "labels"} if name in dataset.column_names])
+    find_label_column(dataset, column, split)
+    dataset = labelled(dataset, column, split, scheme, drop=arguments.drop_unlabelled)
+    return encode_labels(dataset, column, scheme, split)
+
+
+def say_columns(args: Any, kind: str, columns: Sequence[str], scheme: LabelScheme) -> None:
+    """Print one line that says which columns are read: `kind` is what `columns` hold."""
+    if args.process_index == 0:
+        print(f"{kind}: {' and '.join(columns)}; {describe_labels(scheme)}", flush=True)
+
+
 def _load_needed(
-    arguments: ExampleArguments, args: Any, folders: Mapping[str, str | None] | None = None
+    arguments: ExampleArguments,
+    args: Any,
+    folders: Mapping[str, str | None] | None = None,
+    drop_unlabelled: bool = False,
 ) -> DatasetDict:
     """Return the splits that are needed for what `args` ask to do, with all of their examples."""
-    splits = load_splits(arguments, folders)
+    splits = load_splits(arguments, folders, drop_unlabelled)
     percentage = arguments.validation_split_percentage
     needed = {"train": args.do_train, "validation": args.do_eval or args.eval_on_start, "test": args.do_predict}
     if percentage is not None:
@@ -178,33 +223,6 @@ def random_sample(dataset: Dataset, limit: int | None) -> Dataset:
     return dataset.shuffle(seed=0).select(range(limit)).flatten_indices()
 
 
-def _load_file(file: str):
-    from datasets import load_dataset
-
-    loader = LOADERS.get(Path(file).suffix.lower())
-    if loader is None:
-        raise UsageError(f"{file} is not of a known kind: it must end in {', '.join(LOADERS)}")
-    if not Path(file).is_file():
-        raise UsageError(f"the file {file} does not exist")
-    try:
-        return load_dataset(loader, data_files=file, split="train")
-    except Exception as error:  # of pandas, Arrow or datasets
-        raise UsageError(f"the file {file} cannot be read: {error.__cause__ or error}") from error
-
-
-def _load_folder(folder: str):
-    from datasets import load_dataset
-
-    try:
-        # With a pattern for all files, datasets does not take a class folder or file named "test" for a split
-        files = {"train": "**"}
-        dataset = load_dataset("imagefolder", data_dir=folder, data_files=files, drop_labels=False, split="train")
-    except Exception as error:  # of Arrow or datasets
-        raise UsageError(f"the folder {folder} cannot be read: {error.__cause__ or error}") from error
-    has_classes = any(entry.is_dir() for entry in Path(folder).iterdir())
-    return dataset if has_classes else dataset.remove_columns("label")
-
-
 def _load_named(name: str, configuration: str | None) -> DatasetDict:
     from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
@@ -213,7 +231,10 @@ def _load_named(name: str, configuration: str | None) -> DatasetDict:
     if is_demo(name):
         return load_demo_dataset(name)
     if any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json")):
-        saved = load_from_disk(name)
+        try:
+            saved = load_from_disk(name)
+        except Exception as error:  # of Arrow, datasets or json
+            raise UsageError(f"the data set in the folder {name} cannot be read: {error}") from error
         return DatasetDict({"train": saved}) if isinstance(saved, Dataset) else saved
     if name.startswith((".", "/", "~")) and not Path(name).exists():
         raise UsageError(f"dataset_name={name}: the folder does not exist")

@@ -168,12 +168,17 @@ def tags_of_words(scores: Any, first_tokens: Sequence[Sequence[int]], names: Seq
     ]
 
 
+def are_entities(names: Sequence[str]) -> bool:
+    """Return whether the tags mark entities: every name is O or has a prefix such as B-."""
+    return all(name == "O" or name[:2] in ("B-", "I-", "E-", "S-", "L-", "U-") for name in names)
+
+
 def tag_metrics_function(names: Sequence[str]) -> Callable[[Any], dict[str, float]]:
     """
-    Return a `compute_metrics` for Trainer. It measures whole entities if every name is O or has a prefix such as B-,
-    otherwise accuracy and macro F1 of the tags.
+    Return a `compute_metrics` for Trainer. It measures whole entities if the tags mark them, otherwise accuracy and
+    macro F1 of the tags.
     """
-    has_entities = all(name == "O" or name[:2] in ("B-", "I-", "E-", "S-", "L-", "U-") for name in names)
+    has_entities = are_entities(names)
     metric = load_metric("entities" if has_entities else "classification")
 
     def compute_metrics(prediction: Any) -> dict[str, float]:

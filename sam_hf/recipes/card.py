@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..inputs.demo import ASSETS, PREFIX, is_demo
-from ..inputs.splits import LOADERS
+from ..inputs.files import LOADERS
 
 if TYPE_CHECKING:
     from ..inputs.options import ExampleArguments, ModelArguments

@@ -17,8 +17,9 @@ from ..command_line import parse_arguments
 from ..errors import BrokenImageError, UsageError
 from ..inputs.checkpoints import from_checkpoint, label_arguments
 from ..inputs.options import DataArguments, ModelArguments, option
-from ..inputs.splits import load_labelled
+from ..inputs.splits import load_labelled, say_columns
 from ..trainer.mixin import SAMTrainer
+from .best_metric import METRICS, check_best_metric
 from .card import card_arguments
 from .loss import loss_function
 from .model_options import StateLayout, to_channels_last, with_lora
@@ -27,10 +28,12 @@ from .run import LabelNoise, label_columns, metrics_function, run_recipe, start_
 
 @dataclass
 class ImageArguments(DataArguments):
-    train_dir: str | None = option(None, "Training images: a folder that holds one folder per class.")
-    validation_dir: str | None = option(None, "Validation images, in class folders.")
+    train_dir: str | None = option(None, "Training images: one folder per class, with images at any depth in it.")
+    validation_dir: str | None = option(None, "Validation images, in folders of the same classes.")
     test_dir: str | None = option(None, "Images to predict, with or without class folders.")
-    image_column: str | None = option(None, "Column with the images. Default: the one that holds some, or image.")
+    image_column: str | None = option(
+        None, "Column with encoded images or file names. Default: the only column of images, or image."
+    )
     image_size: int | None = option(None, "Height and width of the model's input. Default: the checkpoint's.")
     crop_scale_min: float = option(0.08, "Smallest share of the area in a random crop; 1 takes the centre crop.")
     horizontal_flip: float = option(0.5, "Probability of mirroring a training image.")
@@ -57,8 +60,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ..inputs.images import ImageTransform, check_images
 
     args.remove_unused_columns = False  # ImageTransform needs the image column, which no model takes as an argument
-    checkpoint, weights, resume_from = start_run(args, model_arguments)
+    checkpoint, weights, start = start_run(args, model_arguments, data)
     encoded, scheme, replaced, columns = load_images(data, args, checkpoint)
+    say_columns(args, "image", [next(iter(columns.values()))], scheme)
+    check_best_metric(args, METRICS[scheme.problem_type])
 
     processor = from_checkpoint(AutoImageProcessor, checkpoint)
     model = from_checkpoint(AutoModelForImageClassification, weights, **label_arguments(scheme.names))
@@ -88,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         run_recipe(
             trainer,
-            resume_from,
+            start,
             card_arguments(data, model_arguments, "image-classification"),
             save_model=model_arguments.save_final_model,
             label_noise=LabelNoise(data.label_noise, replaced),
@@ -104,12 +109,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def load_images(data: ImageArguments, args, checkpoint: str):
     """Return splits with encoded and checked images, label scheme, number of labels replaced, and image columns."""
-    from ..inputs.images import check_image_folder, check_images, encoded_images, find_image_column
+    from ..inputs.images import check_images, encoded_images, find_image_column
 
     folders = {"train": data.train_dir, "validation": data.validation_dir, "test": data.test_dir}
-    for split, folder in folders.items():
-        if folder is not None:
-            check_image_folder(folder, needs_classes=split != "test")
     splits, scheme, replaced = load_labelled(data, args, checkpoint, folders)
     if scheme.problem_type != "single_label_classification":
         raise UsageError(f"the labels of images must be classes: these labels make a {scheme.problem_type}")

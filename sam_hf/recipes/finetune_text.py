@@ -11,10 +11,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Data
 from ..arguments.fields import SAMTrainingArguments
 from ..command_line import parse_arguments
 from ..inputs.checkpoints import from_checkpoint, label_arguments
-from ..inputs.options import DataArguments, ModelArguments, option
-from ..inputs.splits import load_labelled
-from ..inputs.texts import text_columns, tokenize_texts
+from ..inputs.options import DataArguments, ModelArguments, at_least_one, option
+from ..inputs.splits import load_labelled, say_columns
+from ..inputs.texts import check_texts, text_columns, tokenize_texts
 from ..trainer.mixin import SAMTrainer
+from .best_metric import METRICS, check_best_metric
 from .card import card_arguments
 from .loss import loss_function
 from .model_options import with_lora
@@ -23,9 +24,15 @@ from .run import LabelNoise, label_columns, metrics_function, run_recipe, start_
 
 @dataclass
 class TextArguments(DataArguments):
-    text_column: str | None = option(None, "Column with the text. Default: all columns of strings, at most two.")
+    text_column: str | None = option(
+        None, "Column with the text. Default: the columns of a pair in GLUE; text, sentence or review; the only text."
+    )
     text_pair_column: str | None = option(None, "Column with the second text of a pair.")
     max_seq_length: int = option(128, "Longer texts are cut to this many tokens.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least_one(self, "max_seq_length")
 
 
 ARGUMENT_TYPES: list[type] = [TextArguments, ModelArguments, SAMTrainingArguments]
@@ -33,9 +40,12 @@ ARGUMENT_TYPES: list[type] = [TextArguments, ModelArguments, SAMTrainingArgument
 
 def main(argv: Sequence[str] | None = None) -> None:
     data, model_arguments, args = parse_arguments(ARGUMENT_TYPES, argv, __doc__)
-    checkpoint, weights, resume_from = start_run(args, model_arguments)
+    checkpoint, weights, start = start_run(args, model_arguments, data)
     splits, scheme, replaced = load_labelled(data, args, checkpoint)
     columns = text_columns(next(iter(splits.values())), data.text_column, data.text_pair_column)
+    check_texts(splits, columns)
+    say_columns(args, "text", columns, scheme)
+    check_best_metric(args, METRICS[scheme.problem_type])
 
     tokenizer = from_checkpoint(AutoTokenizer, checkpoint)
     if tokenizer.pad_token is None:
@@ -59,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     run_recipe(
         trainer,
-        resume_from,
+        start,
         card_arguments(data, model_arguments, "text-classification"),
         save_model=model_arguments.save_final_model,
         label_noise=LabelNoise(data.label_noise, replaced),

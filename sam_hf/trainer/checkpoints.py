@@ -1,7 +1,8 @@
 """
 The files that SAM adds to a checkpoint of Trainer, and the search for the last complete checkpoint.
 
-A checkpoint is Trainer's own plus `sam_state.json`: the `version` of this format, the `method`, the number
+A checkpoint is Trainer's own plus, if the program has given one, the record of what determines the training
+(`run.json`), and plus `sam_state.json`: the `version` of this format, the `method`, the number
 of processes that wrote it (`world_size`), and whether the method keeps `tensors`. The tensors are in
 `sam_state.safetensors`, or in `sam_state_RANK.safetensors` where processes differ. Without these files it is a
 checkpoint of plain Trainer, and resumes as one.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,7 @@ else:
     _Trainer = object
 
 STATE_NAME = "sam_state.json"
+RECORD_NAME = "run.json"
 _VERSION = 1
 _KEYS = {"version": int, "method": str, "world_size": int, "tensors": bool}
 # The last file of a checkpoint that Trainer writes
@@ -43,10 +46,28 @@ _TRAINER_STATE_NAME = "trainer_state.json"
 
 def save_state(folder: str | os.PathLike, method: str, world_size: int, has_tensors: bool) -> None:
     """Write `sam_state.json`, either completely or not at all."""
-    path = Path(folder) / STATE_NAME
     state = {"version": _VERSION, "method": method, "world_size": world_size, "tensors": has_tensors}
+    _write(Path(folder) / STATE_NAME, state)
+
+
+def save_record(folder: str | os.PathLike, record: Mapping[str, Any]) -> None:
+    """Write `run.json`, either completely or not at all."""
+    _write(Path(folder) / RECORD_NAME, record)
+
+
+def load_record(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """Return what `save_record` wrote, or `None` if there is nothing that can be read."""
+    try:
+        record = json.loads((Path(folder) / RECORD_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(state, indent=2))
+    unfinished.write_text(json.dumps(content, indent=2), encoding="utf-8")
     unfinished.replace(path)
 
 
@@ -94,29 +115,46 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} cannot be read ({error})") from error
 
 
-def last_whole_checkpoint(folder: str | os.PathLike | None) -> str | None:
+def last_whole_checkpoint(
+    folder: str | os.PathLike | None, accepts: Callable[[Path], bool] = lambda path: True
+) -> str | None:
     """
     Return the complete checkpoint with the highest number.
 
     A killed process or a full disk leaves an incomplete checkpoint, which
     `transformers.trainer_utils.get_last_checkpoint` returns and no Trainer can load.
+
+    Args:
+        folder (`str`): the `output_dir` of the run.
+        accepts (`Callable`, *optional*): returns whether a checkpoint is one of those looked for. Default: all are.
     """
     if folder is None:
         return None
     numbered = [(p.name.removeprefix("checkpoint-"), p) for p in Path(folder).glob("checkpoint-*") if p.is_dir()]
     for _, path in sorted(((int(n), p) for n, p in numbered if n.isdecimal()), reverse=True):
-        missing = _what_is_missing(path)
+        if not accepts(path):
+            continue
+        missing = what_is_missing(path)
         if missing is None:
             return str(path)
         logger.warning(f"{path} is skipped, because it is incomplete: {missing}.")
     return None
 
 
-def _what_is_missing(checkpoint: Path) -> str | None:
+def what_is_missing(checkpoint: str | os.PathLike, needs_optimizer: bool = True) -> str | None:
+    """Return why a checkpoint cannot be resumed from, or `None` if it is complete."""
+    checkpoint = Path(checkpoint)
     try:
         TrainerState.load_from_json(str(checkpoint / _TRAINER_STATE_NAME))
     except (OSError, ValueError, TypeError):
         return f"it has no readable {_TRAINER_STATE_NAME}"
+    # A copy that was broken off, or a clone without `git lfs pull`
+    for name in ("optimizer.pt", "scheduler.pt"):
+        if (checkpoint / name).exists() and not zipfile.is_zipfile(checkpoint / name):
+            return f"it has no readable {name}"
+    # FSDP and DeepSpeed have names of their own
+    if needs_optimizer and not any(checkpoint.glob("*optim*")) and not any(checkpoint.glob("global_step*")):
+        return "it has no state of the optimizer, which save_only_model leaves out"
     try:
         state = load_state(checkpoint)
     except ValueError:
@@ -132,11 +170,16 @@ class CheckpointMixin(_Trainer):
     """
     Part of [`SAMMixin`].
 
+    Attributes:
+        run_record (`dict`, *optional*):
+            What determines the training, of a program that wants it in every checkpoint.
+
     `train` is public. The other three methods are private to Trainer and have no public counterpart: the event
     `on_save` comes only after a checkpoint was pushed, and there is no event for loading or for a failed checkpoint.
     """
 
     sam_args: Any
+    run_record: Mapping[str, Any] | None = None
     _sam_method: MethodLifecycle
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
@@ -146,6 +189,8 @@ class CheckpointMixin(_Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
+        if self.run_record is not None and self.args.should_save:
+            save_record(output_dir, self.run_record)
         if self.sam_args.sam_method == "none":
             return
         tensors = self._sam_method.state(self._parameter_names(), self.optimizer)

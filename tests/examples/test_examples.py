@@ -121,7 +121,7 @@ def test_accumulated_micro_batches_are_the_large_batch(train, name):
     [
         ("token_classification", ["--sam_rho", "-1"], "sam_rho=-1.0 is not allowed"),
         ("token_classification", ["--sam_roh", "1"], "did you mean sam_rho?"),
-        ("token_classification", ["--tags_column", "tag"], "no column tag: the columns are tokens, ner_tags"),
+        ("token_classification", ["--tags_column", "tag"], "no column tag in the train split: the columns are tokens"),
         ("sft", ["--do_predict"], "do_predict is not offered"),
         ("sft", ["--dataset_text_field", "story"], "the columns are text: there must be story"),
         ("seq2seq", ["--target_column", "german"], "no column german in the train split"),

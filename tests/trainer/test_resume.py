@@ -15,7 +15,7 @@ from tiny import assert_same, bert, sentences, snapshot, trained, trainer_of
 from transformers import Trainer
 
 import sam_hf.trainer
-from sam_hf.trainer.checkpoints import last_whole_checkpoint
+from sam_hf.trainer.checkpoints import last_whole_checkpoint, load_record
 
 RUN = {
     "optim": "adamw_torch",
@@ -154,6 +154,35 @@ def test_last_whole_checkpoint(tmp_path):
     with pytest.raises((ValueError, OSError)):
         make(tmp_path, {})[1].train(resume_from_checkpoint=True)
     assert last_whole_checkpoint(tmp_path / "nothing") is None
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:-100]), "it has no readable optimizer.pt"),
+        (
+            lambda file: file.write_text("version https://git-lfs.github.com/spec/v1"),
+            "it has no readable optimizer.pt",
+        ),
+        (lambda file: file.unlink(), "it has no state of the optimizer"),
+    ],
+    ids=["cut short", "a pointer", "left out"],
+)
+def test_a_checkpoint_without_its_optimizer_is_not_whole(tmp_path, caplog, damage, message):
+    make(tmp_path, {"max_steps": 2})[1].train()
+    damage(tmp_path / "checkpoint-2" / "optimizer.pt")
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
+    assert f"{tmp_path / 'checkpoint-2'} is skipped, because it is incomplete: {message}" in caplog.text
+
+
+def test_a_record_of_the_run_is_in_every_checkpoint(tmp_path):
+    trainer = make(tmp_path, {"max_steps": 2})[1]
+    trainer.run_record = {"run": "a", "options": {"seed": 1}}
+    trainer.train()
+    assert [load_record(tmp_path / f"checkpoint-{n}") for n in (1, 2)] == [trainer.run_record] * 2
+    assert load_record(tmp_path) is None
+    (tmp_path / "checkpoint-2" / "run.json").write_text("{")
+    assert load_record(tmp_path / "checkpoint-2") is None
 
 
 @pytest.mark.parametrize("kills", [6, pytest.param(60, marks=pytest.mark.slow)])

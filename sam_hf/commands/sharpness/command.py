@@ -8,6 +8,7 @@ spectral density of the Hessian, m-sharpness, and the loss landscape.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -98,7 +99,10 @@ def _measure(models: MeasuredModels, data: MeasuredExamples, options: Measuremen
         oracle = model.by_length
         row = {"name": model.checkpoint.name, "path": model.checkpoint.given, "parameters": oracle.dimension}
         content["models"].append(row)
-        row |= {"loss": oracle.loss(), "gradient_norm": float(oracle.gradient().norm())}
+        loss = oracle.loss()
+        if not math.isfinite(loss):
+            raise UsageError(f"the loss of {model.checkpoint.given} on these examples is {loss}: it must be finite")
+        row |= {"loss": loss, "gradient_norm": float(oracle.gradient().norm())}
         result.save()
         if options.hessian:
             measure_hessian(oracle, options, row, result.save)

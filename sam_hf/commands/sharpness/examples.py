@@ -19,9 +19,11 @@ from ...inputs.labels import (
     encode_labels,
     find_label_column,
     infer_scheme,
+    labelled,
 )
 from ...inputs.options import ExampleArguments
 from ...inputs.splits import load_splits, random_sample, without_progress_bars
+from ...inputs.texts import check_texts, text_columns, tokenize_texts
 from .models import Checkpoint
 
 if TYPE_CHECKING:
@@ -37,11 +39,13 @@ class Examples:
         dataset (`Dataset`): the examples in random order, with labels in the data's order of classes.
         scheme (`LabelScheme`): describes these labels.
         replaced (`int`): how many labels of the whole training split were replaced by noise.
+        text_columns (`list[str]`): the one or two columns of text; none for images.
     """
 
     dataset: Dataset
     scheme: LabelScheme
     replaced: int
+    text_columns: list[str]
 
 
 @without_progress_bars()
@@ -55,16 +59,22 @@ def load_examples(data: MeasuredExamples, config: Any, kind: str, seed: int) -> 
         kind (`str`): `"text"` or `"image"`.
         seed (`int`): seed of the sample.
     """
-    dataset = random_sample(_split(data, kind), data.max_train_samples)
-    column = find_label_column(dataset, data.label_column)
-    scheme = infer_scheme(dataset, column, data.problem_type or config.problem_type)
+    dataset, split = _split(data, kind), data.split
+    column = find_label_column(dataset, data.label_column, split)
+    # In the order of a training run, so that the same examples are drawn and the same labels are replaced
+    dataset = labelled(dataset, column, split, problem_type=data.problem_type, drop=data.drop_unlabelled)
+    scheme = infer_scheme(dataset, column, data.problem_type or config.problem_type, split)
     if kind == "image" and scheme.problem_type != SINGLE_LABEL:
         raise UsageError(f"labels of images must be classes: these make a {scheme.problem_type}")
-    dataset, replaced = add_label_noise(
-        encode_labels(dataset, column, scheme, data.split), data.label_noise, scheme, data.label_noise_seed
-    )
+    dataset = encode_labels(dataset, column, scheme, split)
+    columns: list[str] = []
+    if kind == "text":
+        columns = text_columns(dataset, data.text_column, data.text_pair_column)
+        check_texts({split: dataset}, columns)
+    dataset = random_sample(dataset, data.max_train_samples)
+    dataset, replaced = add_label_noise(dataset, data.label_noise, scheme, data.label_noise_seed)
     drawn = dataset.shuffle(seed=seed).select(range(min(data.max_examples, len(dataset)))).flatten_indices()
-    return Examples(drawn, scheme, replaced)
+    return Examples(drawn, scheme, replaced, columns)
 
 
 def scheme_of(checkpoint: Checkpoint, data: LabelScheme) -> LabelScheme:
@@ -111,13 +121,10 @@ def batches_for(
     if checkpoint.kind == "image":
         batches = _image_batches(checkpoint, dataset, data, size, share)
         return batches, batches
-    from ...inputs.texts import text_columns, tokenize_texts
-
     tokenizer = from_checkpoint(AutoTokenizer, checkpoint.path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    columns = text_columns(dataset, data.text_column, data.text_pair_column)
-    rows = list(tokenize_texts(dataset, tokenizer, columns, data.max_seq_length))
+    rows = list(tokenize_texts(dataset, tokenizer, examples.text_columns, data.max_seq_length))
     collate = DataCollatorWithPadding(tokenizer)
     by_length = sorted(rows, key=lambda row: len(row["input_ids"]))
     return _batched(share(by_length), size, collate), _batched(share(rows), size, collate)
@@ -151,13 +158,9 @@ def _split(data: MeasuredExamples, kind: str) -> Dataset:
     given = {split: folder for split, folder in folders.items() if folder is not None}
     if given and kind == "text":
         raise UsageError(f"{next(iter(given))}_dir is a folder of images, but the model takes text")
-    if given:
-        from ...inputs.images import check_image_folder
-
-        for folder in given.values():
-            check_image_folder(folder)
     names = ("dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file")
-    splits = load_splits(ExampleArguments(**{name: getattr(data, name) for name in names}), folders)
+    arguments = ExampleArguments(**{name: getattr(data, name) for name in names})
+    splits = load_splits(arguments, folders, data.drop_unlabelled)
     if data.split not in splits:
         raise UsageError(f"there is no {data.split} split: the data have {', '.join(splits)}")
     return splits[data.split]

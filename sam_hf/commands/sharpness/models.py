@@ -19,6 +19,7 @@ from transformers import (
 from transformers.utils import find_adapter_config_file, logging
 
 from ...errors import UsageError
+from ...inputs.checkpoint_files import fault_in_folder, reason
 from ...inputs.checkpoints import from_checkpoint, label_arguments, model_path
 from ...inputs.labels import LabelScheme
 
@@ -120,8 +121,9 @@ def _with_adapter(model: Any, checkpoint: Checkpoint) -> Any:
     try:
         # Sharpness is measured over the weights that were trained: the adapters, and the head saved with them
         return PeftModel.from_pretrained(model, checkpoint.path, is_trainable=True).eval()
-    except (RuntimeError, ValueError) as error:
-        raise UsageError(f"the adapter {checkpoint.given} does not fit {checkpoint.base}: {error}") from error
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        fault = fault_in_folder(checkpoint.path) if Path(checkpoint.path).is_dir() else None
+        raise UsageError(fault or f"the adapter {checkpoint.given} does not fit {checkpoint.base}: {error}") from error
 
 
 def _adapter_config(path: str) -> Any:
@@ -130,12 +132,12 @@ def _adapter_config(path: str) -> Any:
         if find_adapter_config_file(path) is None:
             return None
     except (OSError, ValueError) as error:
-        raise UsageError(f"the checkpoint {path} cannot be loaded: {error}") from error
+        raise UsageError(reason(path, error)) from error
     try:
         from peft import PeftConfig
     except ImportError as error:
         raise UsageError(f'{path} is an adapter, which needs peft: pip install "sam-hf[peft]"') from error
-    config = PeftConfig.from_pretrained(path)
+    config = from_checkpoint(PeftConfig, path)
     if not config.base_model_name_or_path:
         raise UsageError(f"the adapter {path} does not name its base model")
     return config
