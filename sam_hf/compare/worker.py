@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -18,6 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from ..errors import DivergedError
 from .plan import Run
 from .records import FAILED
 
@@ -98,9 +100,16 @@ def execute_run(run: Run, settings: WorkerSettings) -> dict[str, Any]:
     _reset_peak_memory()
     start = time.perf_counter()
     try:
+        has_diverged = False
         with restored_globals():
-            recipe_main(run.recipe)(["--config", str(config)])
+            try:
+                recipe_main(run.recipe)(["--config", str(config)])
+            except DivergedError as error:  # a result like others: this variant cannot be trained so
+                print(f"error: {error}", flush=True)
+                has_diverged = True
         content = read_results(folder / "output")
+        if has_diverged:
+            content["evaluations"].append(_without_values(content))
         content |= {"seconds": time.perf_counter() - start, "memory": _peak_memory(), "environment": environment()}
         if settings.keep_models:
             models = settings.output_dir / "models"
@@ -174,6 +183,17 @@ def read_results(output: Path) -> dict[str, Any]:
         "log": logs[-1] if logs else {},
         "steps": state["global_step"],
         "flos": state["total_flos"],
+    }
+
+
+def _without_values(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the evaluation of a run whose weights are not finite: whatever it measures is NaN."""
+    last = content["evaluations"][-1] if content["evaluations"] else {}
+    return {
+        **dict.fromkeys(last, math.nan),
+        "eval_loss": math.nan,
+        "epoch": last.get("epoch", 0),
+        "step": content["steps"],
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -224,6 +226,18 @@ def test_a_run_that_stops_has_failed_and_is_in_no_mean(write_plan, tmp_path, mon
     )
     row = next(row for row in summarise(plan, records, []) if row.variant == "sam")
     assert (row.seeds, row.failed, row.samples["final"].n) == ((0,), (1,), 1)
+
+
+def test_a_run_that_diverges_is_a_result_without_values(write_plan, tmp_path):
+    plan = read_plan(write_plan(label_noise=[0]))
+    run = plan.final_run("sam", {}, 0.0, 0)
+    run = replace(run, options={**run.options, "learning_rate": 1e30})
+    content = execute_run(run, WorkerSettings(tmp_path, 0, None, None, False))
+    assert "status" not in content and math.isnan(content["evaluations"][-1]["eval_loss"])
+    records = Records(tmp_path / "runs")
+    records.add(plan.final_run("sam", {}, 0.0, 0), content)
+    row = next(row for row in summarise(plan, records, []) if row.variant == "sam")
+    assert (row.seeds, row.diverged, row.samples["final"].n) == ((0,), (0,), 0)
 
 
 def test_weights_are_kept_on_request(write_plan, tmp_path):
