@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,8 @@ def _read_csv(path: str) -> Dataset:
     for line, record in _csv_records(path):
         if len(record) != len(names):
             raise UsageError(f"line {line} has {len(record)} fields, and the first line {len(names)}")
+    if not any(True for _ in islice(_csv_records(path), 1, 2)):
+        raise UsageError("it has no example below the names of the columns")
     dataset = _generated(_csv_rows, path, Features({name: Value("string") for name in names}))
     dataset.info.builder_name = "csv"
     return dataset
@@ -103,6 +106,9 @@ def _read_json(path: str) -> Dataset:
     rows = list(_json_objects(path))
     if not rows:
         raise UsageError("it is empty")
+    if len(rows) == 1 and all(isinstance(value, dict) for value in rows[0][1].values()):
+        allowed = "there must be one object per example (pandas: to_json(orient='records', lines=True))"
+        raise UsageError(f"it is one object of columns or rows: {allowed}")
     for _, row in rows:
         columns.update(dict.fromkeys(row))
     arrays = {}
@@ -164,8 +170,17 @@ def _generated(rows: Callable[..., Iterator[dict[str, Any]]], path: str, feature
 
 
 def _read_parquet(path: str) -> Dataset:
+    import pyarrow.parquet as pq
     from datasets import load_dataset
 
+    # datasets would log these errors before it raises its own
+    with pq.ParquetFile(path) as file:
+        names, rows = file.schema_arrow.names, file.metadata.num_rows
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise UsageError(f"two columns have the name {repeated[0]}")
+    if rows == 0:
+        raise UsageError("it is empty")
     if "::" in path:
         raise UsageError('datasets takes "::" in a name for a chain of files: rename it')
     return load_dataset("parquet", data_files=glob.escape(path), split="train")

@@ -82,6 +82,11 @@ class LabelValues:
             return not all(_INTEGER.fullmatch(word) or word.strip().isdigit() for word in words)
         return False
 
+    def are_whole_numbers(self) -> bool:
+        """Return whether the values are numbers with a fraction, and all of these fractions are 0."""
+        present = [value for value in self.values if value is not None]
+        return self.are_numbers and bool(present) and all(float(value).is_integer() for value in present)
+
     def check_is_told(self) -> None:
         """Refuse a column of a CSV file that holds fractions and words, since it can mean numbers or classes."""
         if not self._is_csv or self.is_list:

@@ -60,12 +60,21 @@ def find_column(dataset: Dataset, given: str | None, usual: Sequence[str] = (), 
         if column in dataset.column_names:
             return column
     where = f" in the {split} split" if split else ""
-    columns = ", ".join(dataset.column_names)
-    raise UsageError(f"no column {' or '.join(candidates)}{where}: the columns are {columns}")
+    raise UsageError(f"no column {' or '.join(candidates)}{where}: the columns are {listed(dataset.column_names)}")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names for a message: the first twenty, and how many more there are."""
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return ", ".join(names[:20]) + more
 
 
 def find_label_column(dataset: Dataset, given: str | None, split: str | None = None) -> str:
     """Return `given`, by default `label` or `labels`, if `dataset` has a column of that name."""
+    if given is None and not {"label", "labels"} & set(dataset.column_names):
+        where = f" in the {split} split" if split else ""
+        columns = listed(dataset.column_names)
+        raise UsageError(f"no column label or labels{where}: name label_column, one of {columns}")
     return find_column(dataset, given, ("label", "labels"), split)
 
 
@@ -109,6 +118,10 @@ def labelled(
     if not rows:
         return dataset
     total = len(dataset)
+    if scheme is None and problem_type is None and values.are_whole_numbers():
+        both = "problem_type=regression or problem_type=single_label_classification"
+        why = "pandas writes classes so if a row has none"
+        raise UsageError(f"{values} has whole numbers as fractions, and rows without a label: {why}: give {both}")
     if len(rows) == total:
         raise UsageError(f"{values}: none of the {total} examples has a label")
     if not drop:
@@ -152,7 +165,23 @@ def infer_scheme(dataset: Dataset, column: str, problem_type: str | None = None,
     name_of = values.name_of()
     rows = [value if values.is_list else [value] for value in values.values]
     found = {name_of(label, row) for row, labels in enumerate(rows) for label in labels}
+    if values.class_names is None:
+        _check_spelling(found, values)
     return LabelScheme(problem_type, values.class_names or sorted_names(found), is_vector)
+
+
+def _check_spelling(names: set[str], values: LabelValues) -> None:
+    """Refuse classes that differ only in white space, and warn of those that differ only in upper and lower case."""
+    for same, is_error in ((lambda name: name.strip(), True), (lambda name: name.strip().casefold(), False)):
+        spellings: dict[str, str] = {}
+        for name in sorted(names):
+            other = spellings.setdefault(same(name), name)
+            if other == name:
+                continue
+            if is_error:
+                raise UsageError(f"{values} has the classes {other!r} and {name!r}, which differ only in white space")
+            logger.warning(f"{values} has the classes {other!r} and {name!r}, which differ only in case.")
+            return
 
 
 def check_has_classes(dataset: Dataset, column: str, scheme: LabelScheme) -> None:
@@ -164,7 +193,7 @@ def check_has_classes(dataset: Dataset, column: str, scheme: LabelScheme) -> Non
     if len(found) == 1:
         raise UsageError(
             f"all training examples have the class {found[0]} in the column {column}: there must be two classes at "
-            "least. Usual causes are a part of a sorted file, and the wrong label_column"
+            "least. Usual causes are a part of a sorted file, the wrong label_column, and a folder one level too high"
         )
 
 
@@ -196,6 +225,10 @@ def encode_labels(dataset: Dataset, column: str, scheme: LabelScheme, split: str
 
 def _as_vectors(values: LabelValues, names: Sequence[str]) -> list[list[float]]:
     """Return a vector of zeros and ones for each list of names."""
+    for row, labels in enumerate(values.values):
+        repeated = next((label for label in labels if labels.count(label) > 1), None)
+        if repeated is not None:
+            raise values.refuse(row, f"names {repeated} twice: the training examples have lists of names")
     output_of, size = label_outputs(values, names), len(names)
     chosen = [{output_of(label, row) for label in labels} for row, labels in enumerate(values.values)]
     return [[float(place in outputs) for place in range(size)] for outputs in chosen]

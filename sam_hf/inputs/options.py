@@ -35,7 +35,7 @@ class ExampleArguments:
     test_file: str | None = option(None, "Examples to predict.")
     max_train_samples: int | None = option(None, "Use a random sample of at most this many training examples.")
     max_eval_samples: int | None = option(None, "The same for validation.")
-    max_predict_samples: int | None = option(None, "The same for prediction.")
+    max_predict_samples: int | None = option(None, "Predict only this many examples, the first ones.")
     validation_split_percentage: int | None = option(
         None, "Validate only on this share of the training examples, the same ones in every run."
     )

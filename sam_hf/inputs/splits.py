@@ -202,7 +202,10 @@ def _limited(splits: DatasetDict, arguments: ExampleArguments) -> DatasetDict:
     }
     percentage = arguments.validation_split_percentage
     for split, limit in limits.items():
-        if split in splits:
+        if split == "test" and split in splits and limit is not None:
+            # The first ones: predictions.csv names examples by their row
+            splits[split] = splits[split].select(range(min(limit, len(splits[split]))))
+        elif split in splits:
             splits[split] = random_sample(splits[split], limit)
         if split == "train" and percentage is not None:
             size = len(splits["train"])

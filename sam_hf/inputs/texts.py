@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UsageError
 from .files import is_csv
 from .label_values import type_of
+from .labels import listed
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -47,14 +48,14 @@ def text_columns(dataset: Dataset, text: str | None = None, pair: str | None = N
     Raises:
         UsageError: a column does not exist, or which column holds the text cannot be told.
     """
-    names = dataset.column_names
+    names = [name for name in dataset.column_names if name != "labels"]
     if pair is not None and text is None:
         raise UsageError(f"text_pair_column={pair} was given without text_column: name both columns of the pair")
     if text is not None:
         columns = [name for name in (text, pair) if name is not None]
         for name in columns:
-            if name not in names or name == "labels":
-                raise UsageError(f"no column {name}: the columns are {', '.join(names)}")
+            if name not in names:
+                raise UsageError(f"no column {name} besides the labels: the columns are {listed(names)}")
         return columns
     texts = {name.lower(): name for name, feature in dataset.features.items() if is_text(feature)}
     for usual in PAIRS:
@@ -66,7 +67,7 @@ def text_columns(dataset: Dataset, text: str | None = None, pair: str | None = N
     rest = columns_of_text(dataset)
     if len(rest) == 1:
         return rest
-    raise UsageError(f"name text_column (and text_pair_column for a pair): the columns are {', '.join(names)}")
+    raise UsageError(f"name text_column (and text_pair_column for a pair): the columns are {listed(names)}")
 
 
 def check_texts(splits: Mapping[str, Dataset], columns: Sequence[str]) -> None:
@@ -74,7 +75,7 @@ def check_texts(splits: Mapping[str, Dataset], columns: Sequence[str]) -> None:
     for split, dataset in splits.items():
         for name in columns:
             if name not in dataset.column_names:
-                have = ", ".join(dataset.column_names)
+                have = listed(dataset.column_names)
                 raise UsageError(f"no column {name} in the {split} split: the columns are {have}")
             feature = dataset.features[name]
             if not is_text(feature):

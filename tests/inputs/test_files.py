@@ -148,3 +148,16 @@ def test_a_file_of_another_kind_or_none(tmp_path, name, message):
     (tmp_path / "data.txt").write_text("x")
     with pytest.raises(UsageError, match=message):
         read_file(str(tmp_path / name))
+
+
+def test_a_file_without_examples(read, tmp_path):
+    with pytest.raises(UsageError, match="no example below the names of the columns"):
+        read("text,label\n")
+    pq.write_table(pa.table({"label": pa.array([], pa.string())}), tmp_path / "none.parquet")
+    with pytest.raises(UsageError, match=r"none\.parquet cannot be read: it is empty"):
+        read_file(str(tmp_path / "none.parquet"))
+
+
+def test_json_of_columns_as_pandas_writes_it(read):
+    with pytest.raises(UsageError, match="orient='records', lines=True"):
+        read(json.dumps({"text": {"0": "a", "1": "b"}, "label": {"0": 0, "1": 1}}), "data.json")

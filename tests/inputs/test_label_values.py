@@ -221,3 +221,22 @@ def test_a_column_labels_beside_the_one_that_is_named():
     dataset = column([0, 1]).add_column("labels", [["joy"], ["fear"]])
     scheme = infer_scheme(dataset, "label")
     assert encode_labels(dataset, "label", scheme, "train")[:] == {"text": ["x", "x"], "labels": [0, 1]}
+
+
+def test_whole_numbers_with_an_empty_row_may_be_classes(tmp_path):
+    dataset = csv_column(tmp_path, ["1.0", "2.0", "", "1.0"])
+    with pytest.raises(UsageError, match=r"give problem_type=regression or problem_type=single_label_classification"):
+        labelled(dataset, "label", "train", drop=True)
+    assert len(labelled(dataset, "label", "train", problem_type=CLASSES, drop=True)) == 3
+
+
+def test_classes_that_differ_only_in_white_space(tmp_path):
+    with pytest.raises(UsageError, match="the classes ' 1' and '1', which differ only in white space"):
+        infer_scheme(csv_column(tmp_path, ["1", " 1", "0"]), "label")
+    assert infer_scheme(csv_column(tmp_path, ["a", "A", "b"]), "label").names == ["A", "a", "b"]
+
+
+def test_a_vector_where_training_has_lists_of_names():
+    lists = infer_scheme(column([[0], [2, 1], [1]]), "label")
+    with pytest.raises(UsageError, match=r"row 0 .*names 1 twice"):
+        encode_labels(column([[1, 0, 1]]), "label", lists, "validation")

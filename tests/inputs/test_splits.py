@@ -108,6 +108,11 @@ def test_training_examples_without_a_label_are_left_out_before_the_sample(load):
     assert sorted(splits["train"]["text"]) == sorted(row["text"] for row in TRAIN)
 
 
+def test_a_part_of_the_examples_to_predict_is_the_first_part(load):
+    splits, _, _ = load(train=TRAIN, test=[{"text": str(i)} for i in range(9)], max_predict_samples=3)
+    assert splits["test"]["text"][:] == ["0", "1", "2"]
+
+
 def test_saved_classes_with_a_mark_for_none(tmp_path):
     feature = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
     data = {"text": ["a", "b", "c"], "label": [0, 1, -1]}
@@ -145,7 +150,7 @@ def test_columns_that_are_read_without_being_named(load, row, columns):
 
 def test_two_texts_are_a_pair_only_if_they_are_named(load):
     train = [{"author": "a", "story": "x", "label": i % 2} for i in range(4)]
-    with pytest.raises(UsageError, match=r"name text_column .*the columns are author, story, labels"):
+    with pytest.raises(UsageError, match=r"name text_column .*the columns are author, story"):
         load(train=train)
     assert load(train=train, text="author", pair="story")[2] == ["author", "story"]
     with pytest.raises(UsageError, match="text_pair_column=story was given without text_column"):
