@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..compat import loss_shifts_labels, uncounted
 from ..tensors.rounding import LOW_PRECISION
-from ..update.gradients import no_broadcast
+from ..update.gradients import no_broadcast, reshard
 from ..update.groups import Piece
 from ..update.model_structure import ModelStructure, perturbed_parameters
 from ..update.random_state import RandomState
@@ -238,7 +238,10 @@ class TrainerRunner(PassRunner):
             return self._training_step(self.model, _copied(inputs), num_items)
 
         with torch.no_grad(), no_broadcast(self.model), self._aside(), self._frozen_statistics():
-            return loss_of_step(self._trainer, step)
+            try:
+                return loss_of_step(self._trainer, step)
+            finally:
+                reshard(self.structure.modules)
 
     def _frozen_statistics(self) -> AbstractContextManager:
         if self._trainer.sam_args.sam_batch_norm != "frozen":

@@ -74,6 +74,17 @@ def is_fsdp(model: nn.Module) -> bool:
     return isinstance(module, FSDPModule) or getattr(module, "_is_fsdp_managed_module", False)
 
 
+def reshard(modules: Iterable[nn.Module]) -> None:
+    """
+    Free the whole weights that a forward pass without a backward pass leaves behind in modules sharded with FSDP2.
+
+    The next pass would use them, although the shards may have changed in the meantime.
+    """
+    for module in modules:
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def syncs_each_batch(gradient_state: GradientState | None) -> bool:
     """Return whether accelerate's plugin asks for a reduction after every micro-batch (`sync_each_batch`)."""
     return gradient_state is not None and gradient_state.plugin_kwargs.get("sync_each_batch", False)

@@ -24,6 +24,7 @@ class Case:
         sizes: arguments of DistributedConfig.
         adapters: LoRA adapters, which are replicated next to the shards.
         trained: full name of a sharded weight that is trained in addition to the adapters.
+        draws: each pass draws random numbers that change nothing, so slices leave other ones than a whole micro-batch.
         not_finite: the first ascent pass of rank 1's second update has a NaN gradient.
     """
 
@@ -31,6 +32,7 @@ class Case:
     sizes: dict[str, int] = field(default_factory=lambda: {"fsdp_size": RANKS})
     adapters: bool = False
     trained: str | None = None
+    draws: bool = False
     not_finite: bool = False
 
 
@@ -41,6 +43,7 @@ CASES = {
     "window": Case(),
     "m = micro-batch": Case(OWN_GROUPS),
     "slices": Case({"sam_m": 2}),
+    "slices, random numbers": Case({"sam_m": 2}, draws=True),
     "two ascent steps": Case({"sam_ascent_steps": 2}),
     "not finite on one rank": Case(not_finite=True),
     "hybrid": Case(sizes=HYBRID),
@@ -77,7 +80,15 @@ def load_model(folder: Path, case: Case, **options: Any) -> nn.Module:
         model = get_peft_model(model, lora, autocast_adapter_dtype=False).double()
         if case.trained:
             model.base_model.model.get_parameter(case.trained).requires_grad_(True)
+    if case.draws:
+        model.register_forward_pre_hook(draw)
     return model
+
+
+def draw(module: nn.Module, args: Any) -> None:
+    """Draw a random number in training, as dropout does."""
+    if module.training:
+        torch.rand(())
 
 
 def dataset() -> list[dict[str, torch.Tensor]]:
