@@ -292,7 +292,7 @@ def test_a_dry_run_lists_and_writes_nothing(write_plan, tmp_path, capsys):
         ({"methods": {"adamw": {"sam_rho": []}}}, "adamw: a list of values must not be empty"),
         ({"methods": {"adamw": {"seed": 3}}}, "adamw: seed belongs in seeds"),
         ({"methods": {"adamw": {"eval_strategy": "steps"}}}, "the comparison sets it"),
-        ({"methods": {1: {"sam_method": "none"}, "1": {}}, "baseline": 1}, "methods: 1 is given twice"),
+        ({"methods": {1: {"sam_method": "none"}, "1": {}}, "baseline": 1}, "1 is given twice"),
         ({"methods": {"sam": {"sam_rho": [0.1, 0.1]}}, "baseline": "sam (sam_rho=0.1)"}, "sam (sam_rho=0.1) is given"),
         ({"methods": {"a": {1: 2}}, "baseline": "a"}, "unknown option 1"),
         ({"recipe": ["text"]}, "recipe=['text'] is not allowed: it must be text or image"),
