@@ -11,7 +11,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +56,8 @@ def is_csv(dataset: Dataset) -> bool:
 def _read_csv(path: str) -> Dataset:
     from datasets import Features, Value
 
-    names = next(_csv_records(path), (0, []))[1]
+    records = _csv_records(path)
+    _, names = next(records, (0, []))
     if not names:
         raise UsageError("it is empty: its first line must name the columns")
     if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
@@ -67,10 +67,7 @@ def _read_csv(path: str) -> Dataset:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise UsageError(f"two columns have the name {repeated[0]}")
-    for line, record in _csv_records(path):
-        if len(record) != len(names):
-            raise UsageError(f"line {line} has {len(record)} fields, and the first line {len(names)}")
-    if not any(True for _ in islice(_csv_records(path), 1, 2)):
+    if next(records, None) is None:
         raise UsageError("it has no example below the names of the columns")
     dataset = _generated(_csv_rows, path, Features({name: Value("string") for name in names}))
     dataset.info.builder_name = "csv"
@@ -94,7 +91,9 @@ def _csv_records(path: str) -> Iterator[tuple[int, list[str]]]:
 def _csv_rows(path: str, names: list[str], **_: Any) -> Iterator[dict[str, str | None]]:
     records = _csv_records(path)
     next(records)
-    for _line, record in records:
+    for line, record in records:
+        if len(record) != len(names):
+            raise UsageError(f"line {line} has {len(record)} fields, and the first line {len(names)}")
         yield {name: field or None for name, field in zip(names, record, strict=True)}
 
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BrokenImageError, UsageError
+from .columns import find_column
 from .image_decoding import decode_image, load_picture
-from .labels import find_column
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -89,7 +89,7 @@ def encoded_images(dataset: Dataset, column: str) -> Dataset:
     """
     from datasets import Image
 
-    find_column(dataset, column)
+    find_column(dataset, None, (column,), option="image_column")
     kind = dataset.features[column]
     try:
         # datasets would make an image of a list of numbers, and lose the meaning of the numbers on the way

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+from .columns import type_of
 from .files import is_csv
 
 if TYPE_CHECKING:
@@ -18,16 +19,6 @@ _NUMBER = re.compile(r"\s*[-+]?((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|nan|inf|infinity)\
 _FRACTION = re.compile(r"\s*[-+]?\d*\.\d+\s*", re.ASCII)
 _INTEGER = re.compile(r"-?(0|[1-9]\d*)", re.ASCII)
 UNLABELLED = -1  # the usual mark in the data sets of the Hub
-
-
-def type_of(feature: Any) -> str:
-    """Return the type of a column in a few words."""
-    if hasattr(feature, "feature"):
-        return f"lists of {type_of(feature.feature)}"
-    if hasattr(feature, "names"):
-        return "classes"
-    dtype = str(getattr(feature, "dtype", None) or feature)
-    return {"null": "nothing", "string": "texts", "large_string": "texts"}.get(dtype, dtype)
 
 
 class LabelValues:

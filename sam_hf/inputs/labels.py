@@ -10,7 +10,8 @@ import numpy as np
 from transformers.utils import logging
 
 from ..errors import UsageError
-from .label_values import LabelValues, sorted_names, type_of
+from .columns import find_column, type_of
+from .label_values import LabelValues, sorted_names
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,29 +54,9 @@ class LabelScheme:
         return cls(config.problem_type or (REGRESSION if len(names) == 1 else SINGLE_LABEL), names)
 
 
-def find_column(dataset: Dataset, given: str | None, usual: Sequence[str] = (), split: str | None = None) -> str:
-    """Return `given`, by default the first of the `usual` names, if `dataset` has a column of that name."""
-    candidates = [given] if given else usual
-    for column in candidates:
-        if column in dataset.column_names:
-            return column
-    where = f" in the {split} split" if split else ""
-    raise UsageError(f"no column {' or '.join(candidates)}{where}: the columns are {listed(dataset.column_names)}")
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return names for a message: the first twenty, and how many more there are."""
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    return ", ".join(names[:20]) + more
-
-
 def find_label_column(dataset: Dataset, given: str | None, split: str | None = None) -> str:
     """Return `given`, by default `label` or `labels`, if `dataset` has a column of that name."""
-    if given is None and not {"label", "labels"} & set(dataset.column_names):
-        where = f" in the {split} split" if split else ""
-        columns = listed(dataset.column_names)
-        raise UsageError(f"no column label or labels{where}: name label_column, one of {columns}")
-    return find_column(dataset, given, ("label", "labels"), split)
+    return find_column(dataset, given, ("label", "labels"), split, "label_column")
 
 
 def has_labels(dataset: Dataset, column: str, scheme: LabelScheme) -> bool:
@@ -184,16 +165,14 @@ def _check_spelling(names: set[str], values: LabelValues) -> None:
             return
 
 
-def check_has_classes(dataset: Dataset, column: str, scheme: LabelScheme) -> None:
-    """Refuse training examples that all have the same class."""
-    if scheme.problem_type != SINGLE_LABEL:
-        return
-    values = LabelValues(dataset, column, "train")
-    found = sorted({values.name_of()(value, row) for row, value in enumerate(values.values)})
+def check_has_classes(dataset: Dataset, scheme: LabelScheme) -> None:
+    """Refuse encoded training examples that all have the same class."""
+    found = dataset.unique("labels") if scheme.problem_type == SINGLE_LABEL else []
     if len(found) == 1:
         raise UsageError(
-            f"all training examples have the class {found[0]} in the column {column}: there must be two classes at "
-            "least. Usual causes are a part of a sorted file, the wrong label_column, and a folder one level too high"
+            f"all training examples have the class {scheme.names[found[0]]} in the column {scheme.column}: there must "
+            "be two classes at least. Usual causes are a part of a sorted file, the wrong label_column, and a folder "
+            "one level too high"
         )
 
 

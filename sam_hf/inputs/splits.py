@@ -122,6 +122,8 @@ def load_labelled(
     replaced = 0
     for split, dataset in splits.items():
         splits[split] = _encoded(dataset, split, scheme, arguments)
+    if "train" in splits:
+        check_has_classes(splits["train"], scheme)
     _limited(splits, arguments)
     if args.do_train:
         seed = args.seed if args.data_seed is None else args.data_seed
@@ -140,7 +142,6 @@ def _scheme(splits: DatasetDict, arguments: DataArguments, checkpoint: str) -> L
         problem_type, drop = arguments.problem_type, arguments.drop_unlabelled
         splits["train"] = labelled(splits["train"], column, "train", problem_type=problem_type, drop=drop)
         scheme = infer_scheme(splits["train"], column, problem_type)
-        check_has_classes(splits["train"], column, scheme)
     else:
         scheme = LabelScheme.of_checkpoint(from_checkpoint(AutoConfig, checkpoint))
         if "validation" in splits:

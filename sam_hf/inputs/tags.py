@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UsageError
 from ..metrics import load_metric
 from .checkpoints import from_checkpoint
-from .label_values import UNLABELLED, sorted_names, type_of
-from .labels import LabelScheme, find_column
+from .columns import find_column, is_text, type_of
+from .label_values import UNLABELLED, sorted_names
+from .labels import LabelScheme
 from .splits import load_examples, without_progress_bars
-from .texts import is_text
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -55,10 +55,10 @@ def load_tagged(
     named: dict[str, list[list[str | None]]] = {}
     all_words, names = {}, None
     for split, dataset in splits.items():
-        all_words[split] = _words(dataset, find_column(dataset, words, _WORDS, split), split)
+        all_words[split] = _words(dataset, find_column(dataset, words, _WORDS, split, "words_column"), split)
         if split == "test" and not any(name in dataset.column_names for name in ([tags] if tags else _TAGS)):
             continue
-        column = find_column(dataset, tags, _TAGS, split)
+        column = find_column(dataset, tags, _TAGS, split, "tags_column")
         named[split], declared = _named_tags(dataset, column, split)
         names = declared if split == "train" and declared else names
         for i, (row, tagged) in enumerate(zip(all_words[split], named[split], strict=True)):

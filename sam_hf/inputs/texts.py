@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+from .columns import is_text, listed, type_of
 from .files import is_csv
-from .label_values import type_of
-from .labels import listed
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,11 +21,6 @@ PAIRS = (
 )
 SINGLE = ("text", "sentence", "review")
 _IDS = ("id", "idx", "guid", "index")
-
-
-def is_text(feature: Any) -> bool:
-    """Return whether a column of the type `feature` holds strings."""
-    return str(getattr(feature, "dtype", "")) in ("string", "large_string", "string_view")
 
 
 def columns_of_text(dataset: Dataset) -> list[str]:
