@@ -10,7 +10,7 @@ import numpy as np
 from transformers.utils import logging
 
 from ..errors import UsageError
-from .columns import find_column, type_of
+from .columns import find_column, listed, type_of
 from .label_values import LabelValues, sorted_names
 
 if TYPE_CHECKING:
@@ -229,13 +229,29 @@ def label_outputs(values: LabelValues, names: Sequence[str]) -> Callable[[Any, i
     return output_of
 
 
-def describe_labels(scheme: LabelScheme) -> str:
-    """Return a description of the labels for the line that a program prints at its start."""
+def describe_columns(kind: str, columns: Sequence[str], scheme: LabelScheme) -> str:
+    """
+    Return the line that a program prints at its start: which columns it reads, and what the labels are.
+
+    Args:
+        kind (`str`): what `columns` hold.
+        columns (`Sequence[str]`): the columns of the inputs.
+        scheme (`LabelScheme`): the labels.
+    """
     if scheme.problem_type == REGRESSION:
-        return f"label: {scheme.column}, a number"
-    shown = ", ".join(scheme.names[:10]) + (f" and {len(scheme.names) - 10} more" if len(scheme.names) > 10 else "")
-    several = " (any number of them per example)" if scheme.problem_type == MULTI_LABEL else ""
-    return f"label: {scheme.column}, {len(scheme.names)} classes{several}: {shown}"
+        labels = "a number"
+    else:
+        several = " (any number of them per example)" if scheme.problem_type == MULTI_LABEL else ""
+        # White space around a name would not be seen
+        names = [name if name == name.strip() else repr(name) for name in scheme.names]
+        labels = f"{len(names)} classes{several}: {listed(names)}"
+    return f"{kind}: {' and '.join(columns)}; label: {scheme.column}, {labels}"
+
+
+def say_columns(args: Any, kind: str, columns: Sequence[str], scheme: LabelScheme) -> None:
+    """Print the line of [`describe_columns`], once for all processes."""
+    if args.process_index == 0:
+        print(describe_columns(kind, columns, scheme), flush=True)
 
 
 def add_label_noise(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,6 @@ from .labels import (
     LabelScheme,
     add_label_noise,
     check_has_classes,
-    describe_labels,
     encode_labels,
     find_label_column,
     has_labels,
@@ -160,12 +159,6 @@ def _encoded(dataset: Dataset, split: str, scheme: LabelScheme, arguments: DataA
     find_label_column(dataset, column, split)
     dataset = labelled(dataset, column, split, scheme, drop=arguments.drop_unlabelled)
     return encode_labels(dataset, column, scheme, split)
-
-
-def say_columns(args: Any, kind: str, columns: Sequence[str], scheme: LabelScheme) -> None:
-    """Print one line that says which columns are read: `kind` is what `columns` hold."""
-    if args.process_index == 0:
-        print(f"{kind}: {' and '.join(columns)}; {describe_labels(scheme)}", flush=True)
 
 
 def _load_needed(

@@ -10,7 +10,7 @@ from ..metrics import load_metric
 from .checkpoints import from_checkpoint
 from .columns import find_column, is_text, type_of
 from .label_values import UNLABELLED, sorted_names
-from .labels import LabelScheme
+from .labels import SINGLE_LABEL, LabelScheme, say_columns
 from .splits import load_examples, without_progress_bars
 
 if TYPE_CHECKING:
@@ -53,12 +53,13 @@ def load_tagged(
 
     splits = load_examples(arguments, args)
     named: dict[str, list[list[str | None]]] = {}
-    all_words, names = {}, None
+    all_words, names, read = {}, None, {}
     for split, dataset in splits.items():
-        all_words[split] = _words(dataset, find_column(dataset, words, _WORDS, split, "words_column"), split)
+        read["words"] = find_column(dataset, words, _WORDS, split, "words_column")
+        all_words[split] = _words(dataset, read["words"], split)
         if split == "test" and not any(name in dataset.column_names for name in ([tags] if tags else _TAGS)):
             continue
-        column = find_column(dataset, tags, _TAGS, split, "tags_column")
+        column = read["tags"] = find_column(dataset, tags, _TAGS, split, "tags_column")
         named[split], declared = _named_tags(dataset, column, split)
         names = declared if split == "train" and declared else names
         for i, (row, tagged) in enumerate(zip(all_words[split], named[split], strict=True)):
@@ -73,6 +74,7 @@ def load_tagged(
         names = LabelScheme.of_checkpoint(from_checkpoint(AutoConfig, checkpoint)).names
     elif names is None:
         names = sorted_names({tag for row in named["train"] for tag in row if tag is not None})
+    say_columns(args, "words", [read["words"]], LabelScheme(SINGLE_LABEL, names, column=read.get("tags", "none")))
     outputs: dict[str | None, int] = {name: i for i, name in enumerate(names)} | {None: IGNORED}
     for split in splits:
         columns: dict[str, list[Any]] = {"words": all_words[split]}

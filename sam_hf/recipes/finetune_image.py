@@ -16,8 +16,9 @@ from ..arguments.fields import SAMTrainingArguments
 from ..command_line import parse_arguments
 from ..errors import BrokenImageError, UsageError
 from ..inputs.checkpoints import from_checkpoint, label_arguments
+from ..inputs.labels import say_columns
 from ..inputs.options import DataArguments, ModelArguments, option
-from ..inputs.splits import load_labelled, say_columns
+from ..inputs.splits import load_labelled
 from ..trainer.mixin import SAMTrainer
 from .best_metric import METRICS, check_best_metric
 from .card import card_arguments

@@ -11,8 +11,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Data
 from ..arguments.fields import SAMTrainingArguments
 from ..command_line import parse_arguments
 from ..inputs.checkpoints import from_checkpoint, label_arguments
+from ..inputs.labels import say_columns
 from ..inputs.options import DataArguments, ModelArguments, at_least_one, option
-from ..inputs.splits import load_labelled, say_columns
+from ..inputs.splits import load_labelled
 from ..inputs.texts import check_texts, text_columns, tokenize_texts
 from ..trainer.mixin import SAMTrainer
 from .best_metric import METRICS, check_best_metric

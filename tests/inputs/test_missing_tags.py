@@ -25,7 +25,7 @@ def load(tmp_path):
         DatasetDict(made).save_to_disk(tmp_path / "data")
         args = SimpleNamespace(
             **{"do_train": True, "do_eval": "validation" in splits, "do_predict": do_predict},
-            **{"eval_on_start": False, "sharpness_every_eval": None},
+            **{"eval_on_start": False, "sharpness_every_eval": None, "process_index": 0},
         )
         return load_tagged(ExampleArguments(dataset_name=str(tmp_path / "data")), args, "", **options)
 

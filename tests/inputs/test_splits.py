@@ -9,8 +9,9 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from sam_hf.errors import UsageError
+from sam_hf.inputs.labels import say_columns
 from sam_hf.inputs.options import DataArguments
-from sam_hf.inputs.splits import load_labelled, say_columns
+from sam_hf.inputs.splits import load_labelled
 from sam_hf.inputs.texts import check_texts, text_columns
 
 TRAIN = [{"text": f"film {i}", "label": i % 2} for i in range(8)]

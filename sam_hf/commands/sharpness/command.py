@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from accelerate import PartialState
 
 from ...command_line import parse_arguments, run
 from ...errors import UsageError
-from ...inputs.labels import REGRESSION, SINGLE_LABEL, LabelScheme
+from ...inputs.labels import REGRESSION, SINGLE_LABEL, LabelScheme, describe_columns
 from ...recipes.loss import loss_function
 from ...reports import page
 from ...reports.environment import environment
@@ -80,6 +80,9 @@ def _measure(models: MeasuredModels, data: MeasuredExamples, options: Measuremen
     check_labels(checkpoints)
     examples = load_examples(data, checkpoints[0].config, checkpoints[0].kind, options.seed)
     schemes = [scheme_of(checkpoint, examples.scheme) for checkpoint in checkpoints]
+    if state.is_main_process:
+        in_order_of_outputs = replace(schemes[0], column=examples.scheme.column)
+        print(describe_columns(checkpoints[0].kind, examples.columns, in_order_of_outputs))
     settings = _settings(data, options, examples, schemes[0])
     content: dict[str, Any] = {"version": 1, "settings": settings, "environment": environment(), "models": []}
     content["environment"]["device"] = str(state.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoImageProcessor, AutoTokenizer, DataCollatorWithPadding, default_data_collator
@@ -39,13 +39,13 @@ class Examples:
         dataset (`Dataset`): the examples in random order, with labels in the data's order of classes.
         scheme (`LabelScheme`): describes these labels.
         replaced (`int`): how many labels of the whole training split were replaced by noise.
-        text_columns (`list[str]`): the one or two columns of text; none for images.
+        columns (`list[str]`): the one or two columns of text, or the column of images.
     """
 
     dataset: Dataset
     scheme: LabelScheme
     replaced: int
-    text_columns: list[str]
+    columns: list[str]
 
 
 @without_progress_bars()
@@ -67,14 +67,20 @@ def load_examples(data: MeasuredExamples, config: Any, kind: str, seed: int) -> 
     if kind == "image" and scheme.problem_type != SINGLE_LABEL:
         raise UsageError(f"labels of images must be classes: these make a {scheme.problem_type}")
     dataset = encode_labels(dataset, column, scheme, split)
-    columns: list[str] = []
     if kind == "text":
         columns = text_columns(dataset, data.text_column, data.text_pair_column)
         check_texts({split: dataset}, columns)
+    else:
+        from ...inputs.images import check_images, encoded_images, find_image_column
+
+        columns = [find_image_column(dataset, data.image_column)]
     dataset = random_sample(dataset, data.max_train_samples)
     dataset, replaced = add_label_noise(dataset, data.label_noise, scheme, data.label_noise_seed)
     drawn = dataset.shuffle(seed=seed).select(range(min(data.max_examples, len(dataset)))).flatten_indices()
-    return Examples(drawn, scheme, replaced, columns)
+    if kind == "image":
+        drawn = encoded_images(drawn, columns[0])
+        check_images(drawn, columns[0], split)
+    return Examples(drawn, replace(scheme, column=column), replaced, columns)
 
 
 def scheme_of(checkpoint: Checkpoint, data: LabelScheme) -> LabelScheme:
@@ -119,12 +125,12 @@ def batches_for(
     """
     dataset = _reordered(examples.dataset, examples.scheme, scheme)
     if checkpoint.kind == "image":
-        batches = _image_batches(checkpoint, dataset, data, size, share)
+        batches = _image_batches(checkpoint, dataset, examples.columns[0], data.image_size, size, share)
         return batches, batches
     tokenizer = from_checkpoint(AutoTokenizer, checkpoint.path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    rows = list(tokenize_texts(dataset, tokenizer, examples.text_columns, data.max_seq_length))
+    rows = list(tokenize_texts(dataset, tokenizer, examples.columns, data.max_seq_length))
     collate = DataCollatorWithPadding(tokenizer)
     by_length = sorted(rows, key=lambda row: len(row["input_ids"]))
     return _batched(share(by_length), size, collate), _batched(share(rows), size, collate)
@@ -133,18 +139,17 @@ def batches_for(
 def _image_batches(
     checkpoint: Checkpoint,
     dataset: Dataset,
-    data: MeasuredExamples,
+    column: str,
+    image_size: int | None,
     size: int,
     share: Callable[[list[Any]], list[Any]],
 ) -> list[Any]:
     from ...inputs.image_format import ImageFormat
-    from ...inputs.images import ImageTransform, encoded_images, find_image_column
+    from ...inputs.images import ImageTransform
 
-    column = find_image_column(dataset, data.image_column)
-    encoded = encoded_images(dataset, column)
     processor = from_checkpoint(AutoImageProcessor, checkpoint.path if not checkpoint.is_adapter else checkpoint.base)
-    image_format = ImageFormat.of(processor, checkpoint.config, data.image_size)
-    transformed = encoded.with_transform(ImageTransform(image_format, column, label_column="labels"))
+    image_format = ImageFormat.of(processor, checkpoint.config, image_size)
+    transformed = dataset.with_transform(ImageTransform(image_format, column, label_column="labels"))
     indices = share(list(range(len(transformed))))
     return _batched([transformed[index] for index in indices], size, default_data_collator)
 
