@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..errors import DivergedError, UsageError
+from ..trainer.replacing import replaced
 
 
 class DivergenceWatch(TrainerCallback):
@@ -39,21 +40,15 @@ class DivergenceWatch(TrainerCallback):
     @contextmanager
     def over_losses(self) -> Iterator[None]:
         """Look at what each `training_step` returns. Trainer passes it to no callback."""
-        step, on_instance = self._trainer.training_step, "training_step" in vars(self._trainer)
+        step = self._trainer.training_step
 
         def watched(*args: Any, **kwargs: Any) -> Tensor:
             loss = step(*args, **kwargs)
             self._note(loss.detach())
             return loss
 
-        self._trainer.training_step = watched
-        try:
+        with replaced(self._trainer, training_step=watched):
             yield
-        finally:
-            if on_instance:
-                self._trainer.training_step = step
-            else:
-                del self._trainer.training_step
 
     def since(self) -> int:
         """Return the first of the last updates whose losses, in any process, are not finite; 0 if the last one is."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from transformers.trainer_callback import TrainerState
 from ..errors import DivergedError
 from ..inputs.checkpoint_files import WEIGHTS
 from ..trainer.checkpoints import last_whole_checkpoint
+from ..trainer.replacing import replaced
 from .non_finite import DivergenceWatch, count_non_finite
 from .resuming import Start, check_length, say
 from .run_record import RunRecord
@@ -114,7 +113,7 @@ class Training:
         # In the middle of an epoch, Trainer would make one more update
         without_epochs = {"set_initial_training_values": lambda *a, **k: (0, *set_values(*a, **k)[1:])}
         eval_on_start, self._args.eval_on_start = self._args.eval_on_start, False
-        with _replaced(trainer, **without_epochs, log=lambda *args, **kwargs: None):
+        with replaced(trainer, **without_epochs, log=lambda *args, **kwargs: None):
             trainer.train(resume_from_checkpoint=checkpoint)
         self._args.eval_on_start = eval_on_start
         trainer.state.num_train_epochs = set_values(self._args, trainer.get_train_dataloader())[0]
@@ -190,15 +189,3 @@ def record(trainer: Any, split: str, metrics: dict[str, float]) -> None:
     """Print the results of a split and write them to `output_dir`."""
     trainer.log_metrics(split, metrics)
     trainer.save_metrics(split, metrics)
-
-
-@contextmanager
-def _replaced(owner: Any, **functions: Callable[..., Any]) -> Iterator[None]:
-    """Replace methods on the instance."""
-    for name, function in functions.items():
-        setattr(owner, name, function)
-    try:
-        yield
-    finally:
-        for name in functions:
-            delattr(owner, name)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-_ABSENT = object()
+from .replacing import replaced
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def weighted_by(trainer: Any, share: float | Tensor) -> Iterator[None]:
             is_inside = False
         return (result[0] * share, *result[1:]) if isinstance(result, tuple) else result * share
 
-    with _replaced(trainer, "compute_loss", weighted):
+    with replaced(trainer, compute_loss=weighted):
         yield
 
 
@@ -48,7 +48,7 @@ def loss_of_step(trainer: Any, step: Callable[[], Any]) -> Tensor:
         raise _Backward(loss)
 
     cause = None
-    with _replaced(trainer.accelerator, "backward", stop):
+    with replaced(trainer.accelerator, backward=stop):
         try:
             step()
         except _Backward as reached:
@@ -73,17 +73,3 @@ class _Backward(BaseException):
 
     def __init__(self, loss: Tensor):
         self.loss = loss
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Replace a method on the instance."""
-    before = vars(owner).get(name, _ABSENT)
-    setattr(owner, name, function)
-    try:
-        yield
-    finally:
-        if before is _ABSENT:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
