@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 import unicodedata
@@ -10,52 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image as PILImage
+from image_trees import rows
 
 from sam_hf.errors import UsageError
 from sam_hf.inputs.image_folders import load_image_folder
-
-
-@pytest.fixture
-def tree(tmp_path):
-    """Write files by their paths, pictures where the ending says so, and return the folder."""
-
-    def write(*paths: str, root: str = "images") -> Path:
-        for path in paths:
-            file = tmp_path / root / path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            if file.suffix in (".png", ".jpg", ".avif", ".gif"):
-                PILImage.new("RGB", (4, 4)).save(file)
-            else:
-                file.write_bytes(b"nothing")
-        return tmp_path / root
-
-    return write
-
-
-@pytest.fixture
-def warnings(caplog):
-    caplog.set_level(logging.WARNING, "sam_hf.inputs.image_folders")
-    return lambda: [record.getMessage() for record in caplog.records]
-
-
-def rows(folder: Path, **options) -> dict[str, str | None]:
-    """Return the class of each image, by its path in `folder`."""
-    dataset = load_image_folder(str(folder), **options)
-    paths = [image["path"] for image in dataset.cast_column("image", _encoded())["image"]]
-    names = [str(Path(path).relative_to(os.path.abspath(folder))) for path in paths]
-    assert names == sorted(names)
-    if "label" not in dataset.column_names:
-        return dict.fromkeys(names)
-    feature = dataset.features["label"]
-    labels = [None if label is None else feature.int2str(label) for label in dataset["label"]]
-    return dict(zip(names, labels, strict=True))
-
-
-def _encoded():
-    from datasets import Image
-
-    return Image(decode=False)
 
 
 class TestClasses:
@@ -255,65 +212,3 @@ class TestRefusals:
 
         monkeypatch.setattr(os, "scandir", scandir)
         self.refused(folder, "dog cannot be read: Permission denied")
-
-
-class TestLeftOut:
-    def test_other_files_are_counted(self, tree, warnings):
-        folder = tree("cat/1.png", "dog/1.png", "README.txt", "cat/notes.txt", "dog/more/data.npy", "dog/a.h5")
-        assert len(rows(folder)) == 2
-        assert warnings() == [f"Files that are no images are left out of {folder}: 4, the first is README.txt."]
-
-    def test_hidden_images_and_folders_are_counted(self, tree, warnings):
-        folder = tree("cat/1.png", "dog/1.png", "dog/.2.png", ".net/1.png", "cat/.gitkeep")
-        assert len(rows(folder)) == 2
-        (line,) = warnings()
-        assert (
-            line == f"Images and folders whose names begin with a dot are left out of {folder}: 2, the first is .net."
-        )
-
-    def test_leftovers_of_systems_are_passed_over(self, tree, warnings):
-        leftovers = [".DS_Store", "Thumbs.db", "@eaDir/1.png", "__MACOSX/cat/1.png", ".ipynb_checkpoints/1.png"]
-        folder = tree("cat/1.png", "dog/1.png", "cat/._1.png", ".cache/huggingface/1.png", *leftovers)
-        tree(*(f"cat/{name}" for name in leftovers))
-        assert rows(folder) == {"cat/1.png": "cat", "dog/1.png": "dog"}
-        assert not warnings()
-
-    def test_something_that_is_no_file(self, tree, warnings):
-        folder = tree("cat/1.png", "dog/1.png")
-        os.mkfifo(folder / "cat/pipe")
-        assert len(rows(folder)) == 2
-        assert "the first is cat/pipe" in warnings()[0]
-
-    @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "metadata.parquet", "cat/metadata.csv"])
-    def test_metadata(self, tree, warnings, name):
-        import pandas
-
-        folder = tree("cat/1.png", "dog/1.png")
-
-        def write(column: str) -> None:
-            table = pandas.DataFrame({"file_name": ["cat/1.png"], column: ["x"]})
-            {
-                ".csv": lambda: table.to_csv(folder / name, index=False),
-                ".jsonl": lambda: table.to_json(folder / name, orient="records", lines=True),
-                ".parquet": lambda: table.to_parquet(folder / name),
-            }[Path(name).suffix]()
-
-        write("taken")
-        assert rows(folder) == {"cat/1.png": "cat", "dog/1.png": "dog"}
-        assert warnings() == [f"{folder / name} is not read (its columns: file_name, taken)."]
-        write("label")
-        with pytest.raises(UsageError, match="has the column label, and the class folders name classes too"):
-            load_image_folder(str(folder))
-
-    def test_metadata_that_is_damaged(self, tree, warnings):
-        folder = tree("cat/1.png", "dog/1.png")
-        for name in ("metadata.csv", "metadata.jsonl", "metadata.parquet"):
-            (folder / name).write_bytes(b"")
-        assert len(rows(folder)) == 2
-        assert warnings()[0] == f"{folder / 'metadata.csv'} is not read (its columns: unknown)."
-
-    def test_metadata_instead_of_class_folders(self, tree):
-        folder = tree("a.png", "metadata.csv")
-        with pytest.raises(UsageError, match=r"no class folders.*to take metadata.csv, give as dataset_name"):
-            load_image_folder(str(folder))
-        assert rows(folder, needs_classes=False) == {"a.png": None}
