@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value, load_dataset
 
 from sam_hf.errors import UsageError
 from sam_hf.inputs.files import read_file
-from sam_hf.inputs.label_values import LabelValues
 from sam_hf.inputs.labels import LabelScheme, encode_labels, infer_scheme, labelled
 
 THREE = ClassLabel(names=["no", "maybe", "yes"])
@@ -43,15 +44,15 @@ def test_no_label_at_all():
 
 
 @pytest.mark.parametrize("wrong", [-2, 3])
-def test_a_number_that_is_no_class(wrong):
-    dataset = (
-        column([0, 1, 2]).add_column("other", [0, 1, wrong]).remove_columns("label").rename_column("other", "label")
-    )
-    dataset = dataset.cast_column("label", Value("int64"))
-    values = LabelValues(dataset, "label", "train")
-    values.class_names = THREE.names
+def test_a_number_that_is_no_class(tmp_path, wrong):
+    """datasets checks the numbers of classes when it encodes them, and not when it reads a file."""
+    schema = column([0], THREE).data.table.schema
+    table = pa.table({"text": ["x"] * 3, "label": pa.array([0, 1, wrong], pa.int64())}, schema=schema)
+    pq.write_table(table, tmp_path / "data.parquet")
+    dataset = read_file(str(tmp_path / "data.parquet"))
+    assert dataset.features["label"] == THREE
     with pytest.raises(UsageError, match=rf"row 2 .*holds {wrong}: classes are numbered from 0 to 2"):
-        [values.name_of()(value, row) for row, value in enumerate(values.values)]
+        infer_scheme(dataset, "label")
 
 
 @pytest.mark.parametrize("source", ["integers", "csv"])

@@ -125,6 +125,25 @@ def timm_checkpoint(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def two_updates() -> list[str]:
+    """Options of a run of two updates."""
+    options = "--report_to none --disable_tqdm true --use_cpu true --per_device_train_batch_size 4 --save_strategy no"
+    return [*options.split(), "--sam_rho", "0.05", "--max_steps", "2"]
+
+
+@pytest.fixture
+def train_images(finetune_image, tmp_path, two_updates):
+    """Run the image program for two updates. Returns the folder of the output."""
+
+    def call(model, *options, output: str = "output") -> Path:
+        shared = ["--model_name_or_path", model, "--output_dir", tmp_path / output, *two_updates]
+        finetune_image.main([*map(str, shared), *map(str, options)])
+        return tmp_path / output
+
+    return call
+
+
 def sentences(count: int, seed: int) -> list[tuple[str, int]]:
     """Return texts of 3 to 8 words with their class, which is 1 if the first word is a positive one."""
     generator = np.random.default_rng(seed)

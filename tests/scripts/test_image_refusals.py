@@ -12,21 +12,6 @@ from PIL import Image as PILImage
 
 from sam_hf.errors import UsageError
 
-QUIET = (
-    "--report_to none --disable_tqdm true --use_cpu true --per_device_train_batch_size 4 --save_strategy no "
-    "--sam_rho 0.05 --max_steps 2"
-).split()
-
-
-@pytest.fixture
-def main(finetune_image, tmp_path):
-    def call(model, *options):
-        shared = ["--model_name_or_path", model, "--output_dir", tmp_path / "output", *QUIET]
-        finetune_image.main([*map(str, shared), *map(str, options)])
-        return tmp_path / "output"
-
-    return call
-
 
 def encoded(picture: PILImage.Image, kind: str = "PNG", **options) -> bytes:
     file = io.BytesIO()
@@ -46,7 +31,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 @pytest.mark.parametrize("image, message", REFUSED.values(), ids=REFUSED)
-def test_refused_in_every_split(main, tmp_path, split, image, message):
+def test_refused_in_every_split(train_images, tmp_path, split, image, message):
     options = {"train": "--do_train", "validation": "--do_eval", "test": "--do_predict"}
     given = []
     for name in {"train", split}:
@@ -55,12 +40,12 @@ def test_refused_in_every_split(main, tmp_path, split, image, message):
         Dataset.from_dict({"image": images, "label": [0, 1, 0, 1]}).to_parquet(tmp_path / f"{name}.parquet")
         given += [f"--{name}_file", tmp_path / f"{name}.parquet", options[name]]
     with pytest.raises(UsageError, match=message.replace("split", split)) as error:
-        main("no-such-model", *given)
+        train_images("no-such-model", *given)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_odd_exif_fields_are_trained_on(main, vit, tmp_path, workers):
+def test_odd_exif_fields_are_trained_on(train_images, vit, tmp_path, workers):
     exif = PILImage.Exif()
     exif[ExifTags.Base.Orientation], exif[ExifTags.Base.Make] = 6, "cam"
     # The name of the camera as one number of floating point: ImageOps.exif_transpose fails to write it again
@@ -70,29 +55,29 @@ def test_odd_exif_fields_are_trained_on(main, vit, tmp_path, workers):
     files = tmp_path / "images.parquet"
     Dataset.from_dict({"image": [encoded(GREY), bytes(odd)] * 3, "label": [0, 1] * 3}).to_parquet(files)
     limits = ["--max_train_samples", 5, "--dataloader_num_workers", workers]
-    assert (main(vit, "--train_file", files, "--do_train", *limits) / "model.safetensors").exists()
+    assert (train_images(vit, "--train_file", files, "--do_train", *limits) / "model.safetensors").exists()
 
 
-def test_folders_are_refused_before_the_model_is_loaded(main, image_folder, tmp_path):
+def test_folders_are_refused_before_the_model_is_loaded(train_images, image_folder, tmp_path):
     for name in ("train", "validation"):
         (tmp_path / "high" / name).mkdir(parents=True)
         for label in ("bright", "dark"):
             (tmp_path / "high" / name / label).symlink_to(image_folder / label)
     with pytest.raises(UsageError, match="names of splits"):
-        main("no-such-model", "--train_dir", tmp_path / "high", "--do_train")
+        train_images("no-such-model", "--train_dir", tmp_path / "high", "--do_train")
     given = ["--train_dir", tmp_path / "high/train", "--validation_dir", tmp_path / "high", "--do_train"]
     with pytest.raises(UsageError, match="names of splits"):
-        main("no-such-model", *given)
+        train_images("no-such-model", *given)
     with pytest.raises(UsageError, match="no-such-model"):
-        main("no-such-model", "--train_dir", tmp_path / "high/train", "--do_train")
+        train_images("no-such-model", "--train_dir", tmp_path / "high/train", "--do_train")
 
 
-def test_one_line_for_what_is_left_out(command, vit, image_folder, tmp_path):
+def test_one_line_for_what_is_left_out(command, vit, image_folder, tmp_path, two_updates):
     (tmp_path / "images").mkdir()
     for name in ("bright", "dark"):
         (tmp_path / "images" / name).symlink_to(image_folder / name)
     (tmp_path / "images" / "notes.txt").write_text("about them", encoding="utf-8")
-    options = ["--model_name_or_path", vit, "--train_dir", tmp_path / "images", "--do_train", *QUIET]
+    options = ["--model_name_or_path", vit, "--train_dir", tmp_path / "images", "--do_train", *two_updates]
     result = command("finetune_image", *options, "--output_dir", tmp_path / "output")
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stderr.splitlines() if "notes.txt" in line]
